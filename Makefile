@@ -1,0 +1,59 @@
+# The two commands of the README are `make run` and `make test`; both set up first.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TEST_ARGS ?=
+DEVNET_ARGS ?=
+
+EXTENSION_SOURCES := setup.py pyproject.toml $(wildcard kmscore/*.pyx kmscore/*.pxd kmscore/_ffi/*.pxd)
+
+.PHONY: help setup run test lint bench contracts clean
+help:  ## say what each target does
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 14
+
+setup: $(BIN)/.extensions tools/node_modules/.installed  ## install everything: Debian packages, .venv, anvil and solc, the extensions
+
+run: setup  ## run a whole cluster on this machine: chain, three nodes, an app; Ctrl-C stops it
+	$(BIN)/nova-kms devnet $(DEVNET_ARGS)
+
+test: setup  ## run the tests (TEST_ARGS go to pytest)
+	$(BIN)/pytest -n 2 --dist loadgroup $(TEST_ARGS)
+
+lint: setup  ## ruff, mypy strict on appliance, import arrows
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup  ## run the microbenchmarks of the hot paths
+	$(BIN)/pytest bench --benchmark-enable --benchmark-only -p no:xdist $(TEST_ARGS)
+
+contracts: setup  ## compile the Solidity sources into the committed artifacts
+	$(BIN)/python -m appliance.chain.compile
+
+clean:  ## remove what setup and the tests made
+	rm -rf $(VENV) build tools/node_modules *.egg-info kmscore/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# --- set-up steps, each done once and again when its input changes ---
+
+build/.debian: tools/debian-packages.sh
+	@mkdir -p build
+	tools/debian-packages.sh $(PYTHON)
+	@touch $@
+
+$(BIN)/.wheels: build/.debian requirements/dev.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r requirements/dev.lock
+	@touch $@
+
+$(BIN)/.extensions: $(BIN)/.wheels $(EXTENSION_SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace -j 2
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index --editable .
+	@touch $@
+
+tools/node_modules/.installed: build/.debian tools/package.json tools/package-lock.json
+	cd tools && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
