@@ -1,0 +1,1 @@
+"""Admission: who may do what, in the order of checks of the protocol."""

@@ -1,0 +1,1 @@
+"""The on-chain registries: contracts, their artifacts, and the adapters that read and write them."""

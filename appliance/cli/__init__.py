@@ -1,0 +1,1 @@
+"""The `nova-kms` command and its subcommands."""
