@@ -1,0 +1,84 @@
+"""The port behind which the node's two identity keys live (protocol §1, enclave §3).
+
+Everything else in the appliance signs, seals and opens through `TeeProvider`. The port never hands out a private key, a
+shared secret or an envelope key, and it decides nothing: who may be answered, and whether an envelope's sender is the
+registered one, is settled before `open` and `seal` are called.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from kmscore.envelope import Envelope, TeePublicKey
+
+
+@dataclass(frozen=True, slots=True)
+class TeeIdentity:
+    """The public halves of both identity keys: `wallet` canonical (0x + 40 lowercase hex), `tee_pubkey` on P-384."""
+
+    wallet: str
+    tee_pubkey: TeePublicKey
+
+
+@dataclass(frozen=True, slots=True)
+class Eip1559Transaction:
+    """An unsigned type-2 transaction without an access list; fees and `value` in wei, `to` a canonical wallet."""
+
+    chain_id: int
+    nonce: int
+    max_priority_fee_per_gas: int
+    max_fee_per_gas: int
+    gas_limit: int
+    to: str
+    value: int
+    data: bytes
+
+
+class TeeProvider(Protocol):
+    """What owns the wallet key and the agreement key of this node.
+
+    Every method may raise Unavailable (the provider does not answer, or answers nonsense; try later) and InvariantBroken
+    (the keys are not the ones this process started with, or were wiped; stop).
+    """
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """HKDF labels `seal` can choose from; empty when the runtime behind the provider decides (protocol §3)."""
+        ...
+
+    async def identity(self) -> TeeIdentity:
+        """The identity of this process; the same value for as long as it lives."""
+        ...
+
+    async def refresh_identity(self) -> TeeIdentity:
+        """Ask the owner of the keys again. A changed identity is InvariantBroken: the process has to start anew."""
+        ...
+
+    async def sign_message(self, message: bytes) -> str:
+        """EIP-191 signature of `message` (non-empty UTF-8) by the wallet: 0x + 130 lowercase hex, v 0 or 1."""
+        ...
+
+    async def sign_transaction(self, tx: Eip1559Transaction) -> bytes:
+        """The raw signed transaction (0x02 ‖ RLP), ready for eth_sendRawTransaction."""
+        ...
+
+    async def seal(self, plaintext: bytes, peer: TeePublicKey, label: str | None) -> Envelope:
+        """Encrypt `plaintext` (UTF-8) to `peer` under a fresh 12-byte nonce (protocol §3).
+
+        `label` None lets the provider choose; a provider with empty `labels` ignores it.
+        """
+        ...
+
+    async def open(self, envelope: Envelope, peer: TeePublicKey) -> tuple[bytes, str | None]:
+        """Decrypt what `peer` sealed to us: the plaintext, and the label it was under (None when not known).
+
+        The caller has already compared `envelope.sender` with `peer`. Rejected(UNDECRYPTABLE) when no label opens it.
+        """
+        ...
+
+    async def random_bytes(self, size: int) -> bytes:
+        """`size` bytes (0..1024) from the provider's random source, fit for keys."""
+        ...
+
+    async def aclose(self) -> None:
+        """Wipe the keys this process holds. Every later call raises InvariantBroken; closing twice is harmless."""
+        ...
