@@ -1,0 +1,1 @@
+# Declarations of the C libraries, one file per library; nothing here is compiled.
