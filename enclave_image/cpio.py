@@ -64,9 +64,9 @@ def encode_cpio(manifest: Manifest, contents: Mapping[str, bytes], mtime_s: int)
                 raise MalformedError(f"no contents of {entry.size_bytes} bytes with {entry.sha256} for {entry.path!r}")
             data = found
         elif entry.kind is EntryType.LINK:
-            data = entry.target.encode("utf-8", "surrogateescape")
+            data = entry.target.encode()
         fields = (inode, _TYPE_BITS[entry.kind] | entry.mode, entry.uid, entry.gid, 1, mtime_s, *entry.device)
-        parts.append(_record(entry.path.encode("utf-8", "surrogateescape"), fields, data))
+        parts.append(_record(entry.path.encode(), fields, data))
     parts.append(_record(TRAILER, (0, 0, 0, 0, 1, 0, 0, 0), b""))
     size = sum(map(len, parts))
     parts.append(bytes(-size % ALIGNMENT_BYTES))

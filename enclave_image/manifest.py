@@ -59,7 +59,7 @@ def _quoted(path: str) -> str:
 
 def path_order(path: str) -> bytes:
     """Sort key of a path: its raw bytes, which puts every directory before what it holds."""
-    return path.encode("utf-8", "surrogateescape")
+    return path.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +74,14 @@ class Manifest:
 
         Errors: `MalformedError` for a path that appears twice or is not relative and normal.
         """
-        ordered = tuple(sorted(entries, key=lambda entry: path_order(entry.path)))
-        for before, entry in zip((None, *ordered), ordered, strict=False):
-            if before is not None and before.path == entry.path:
-                raise MalformedError(f"the path {entry.path!r} appears twice")
+        by_path: dict[str, ManifestEntry] = {}
+        for entry in entries:
             if not is_normal_path(entry.path):
                 raise MalformedError(f"the path {entry.path!r} is not relative and normal")
-        return cls(ordered)
+            if entry.path in by_path:
+                raise MalformedError(f"the path {entry.path!r} appears twice")
+            by_path[entry.path] = entry
+        return cls(tuple(by_path[path] for path in sorted(by_path, key=path_order)))
 
     def text(self) -> str:
         """The manifest file: one line per path, each with a line end."""
@@ -92,9 +93,9 @@ class Manifest:
 
 
 def is_normal_path(path: str) -> bool:
-    """Whether `path` is relative, without empty, `.` or `..` parts and without NUL or line breaks."""
+    """Whether `path` is relative UTF-8 without empty, `.` or `..` parts and without NUL or line breaks."""
     parts = path.split("/")
-    return not any(part in ("", ".", "..") for part in parts) and not re.search(r"[\0\r\n]", path)
+    return not any(part in ("", ".", "..") for part in parts) and not re.search(r"[\0\r\n\ud800-\udfff]", path)
 
 
 _LINE: Final = re.compile(
@@ -116,14 +117,14 @@ def parse_manifest(text: str) -> Manifest:
         entry_type = EntryType(kind)
         major, _, minor = size.partition(":")
         entry = ManifestEntry(
-            unquote(path, errors="surrogateescape"),
+            unquote(path),
             entry_type,
             int(mode, 8),
             int(uid),
             int(gid),
             int(size) if entry_type is EntryType.FILE and size.isdigit() else 0,
             digest if entry_type is EntryType.FILE else "",
-            unquote(target or "", errors="surrogateescape"),
+            unquote(target or ""),
             (int(major), int(minor)) if entry_type is EntryType.DEVICE and minor else (0, 0),
         )
         if entry.line() != line or (entry_type is EntryType.FILE and not entry.sha256.isalnum()):
