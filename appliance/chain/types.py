@@ -1,7 +1,7 @@
 """What the registries say, as frozen records, and the ports through which the rest of the appliance reads them.
 
-Nothing here is checked beyond its shape: an `Instance` may carry a status number that does not exist, a teePubkey that is not a
-key and a URL that leads anywhere. Who may do what with these facts is decided in `appliance.auth` (chain §3).
+Nothing here is checked beyond its shape: an `Instance` may carry a status number that does not exist, a teePubkey that
+is not a key and a URL that leads anywhere. Who may do what with these facts is decided in `appliance.auth` (chain §3).
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from kmscore.errors import Unavailable
 
 
 class ChainError(Unavailable):
-    """The chain cannot be read or written now: transport, quorum, deadline, a missing block, an answer that makes no sense."""
+    """The chain cannot be read or written now: transport, quorum, deadline, a missing block, a senseless answer."""
 
 
 class AppStatus(IntEnum):
@@ -44,8 +44,8 @@ class Instance:
     """One running instance as registered.
 
     Wallets are canonical (0x and 40 lower-case hex digits). `status` stays the number the chain holds, known or not.
-    `tee_pubkey` is whatever was registered; one too long to be a key is kept as b"". `instance_url` likewise: bytes that are not
-    UTF-8 are replaced, one over 2,048 bytes is kept as "". `registered_at` is in seconds since the epoch.
+    `tee_pubkey` is whatever was registered; one too long to be a key is kept as b"". So is `instance_url`: bytes that
+    are not UTF-8 are replaced, and one over 2,048 bytes is kept as "". `registered_at` is in seconds since the epoch.
     """
 
     instance_id: int
@@ -73,7 +73,7 @@ class App:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of an application; `code_measurement` is 32 bytes, `status` the number the chain holds, known or not."""
+    """One version of an app; `code_measurement` is 32 bytes, `status` the number the chain holds, known or not."""
 
     version_id: int
     name: str
