@@ -103,7 +103,7 @@ class LegacyChain:
 
     async def claim_master_secret_hash(self, hash32: bytes, wallet: object) -> None:
         """Send the claim and wait for its receipt; ChainReadError when it reverts, now or in the block."""
-        data = _call_data("setMasterSecretHash(bytes32)", [hash32])
+        data = call_data("setMasterSecretHash(bytes32)", [hash32])
         call = {"from": wallet.address, "to": self._kms_registry, "data": "0x" + data.hex()}
         gas = int(await self._rpc("eth_estimateGas", [call]), 16)
         nonce = int(await self._rpc("eth_getTransactionCount", [wallet.address, "pending"]), 16)
@@ -134,7 +134,7 @@ class LegacyChain:
         raise ChainReadError("no receipt for the claim", reverted=False)
 
     async def _view(self, to: str, signature: str, arguments: list[object], result: str) -> object:
-        data = _call_data(signature, arguments)
+        data = call_data(signature, arguments)
         answer = await self._rpc("eth_call", [{"to": to, "data": "0x" + data.hex()}, "latest"])
         try:
             return decode([result], bytes.fromhex(answer[2:]))[0]
@@ -152,6 +152,7 @@ class LegacyChain:
         return answer["result"]
 
 
-def _call_data(signature: str, arguments: list[object]) -> bytes:
+def call_data(signature: str, arguments: list[object]) -> bytes:
+    """Selector and ABI-encoded arguments of a call of `signature`, e.g. "getApp(uint256)"."""
     types = signature[signature.index("(") + 1 : -1]
     return keccak256(signature.encode())[:4] + encode(types.split(",") if types else [], arguments)
