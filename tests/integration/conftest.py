@@ -19,6 +19,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.failed:
         for fixture in getattr(item, "funcargs", {}).values():
-            if isinstance(fixture, Cluster):
-                report.sections.extend((f"log of {name}", text) for name, text in fixture.logs())
+            cluster = fixture if isinstance(fixture, Cluster) else getattr(fixture, "cluster", None)
+            if isinstance(cluster, Cluster):
+                report.sections.extend((f"log of {name}", text) for name, text in cluster.logs())
     return report

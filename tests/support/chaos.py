@@ -27,8 +27,9 @@ class _Link:
 class ChaosProxy:
     """Stands in front of `host:port`; its `url` is what gets registered. Use it as a context manager.
 
-    The switches may be turned from any thread and hold until `heal()`. The counters `requests` and `answers_lost`
-    tell a test what came through. A request is taken to begin with the first bytes to the server after an answer.
+    The switches may be turned from any thread and hold until `heal()`. The counters `requests`, `refused` (connections)
+    and `answers_lost` tell a test what came through. A request is taken to begin with the first bytes to the server
+    after an answer.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -46,6 +47,7 @@ class ChaosProxy:
         self._requests_to_drop = 0
         self._answers_to_lose = 0
         self.requests = 0
+        self.refused = 0
         self.answers_lost = 0
         self.port = 0
 
@@ -141,6 +143,7 @@ class ChaosProxy:
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._cut:
+            self.refused += 1
             return
         try:
             upstream_reader, upstream = await asyncio.open_connection(*self._target)

@@ -215,6 +215,11 @@ class Cluster:
         self.chain.set_instance_status(node.instance_id, STOPPED)
         self.admit(node)
 
+    def retire(self, node: Node) -> None:
+        """End `node` for good and say so on chain."""
+        node.close()
+        self.chain.set_instance_status(node.instance_id, STOPPED)
+
     def await_available(self, *nodes: Node, timeout_s: float = AVAILABLE_TIMEOUT_S) -> None:
         for node in nodes:
             eventually(lambda node=node: self._available(node), timeout_s)

@@ -1,0 +1,139 @@
+"""Our node beside older peers that are away, restarted, broken or lying (node §2, store §4)."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.cluster import AppHandle, Cluster, Node, eventually
+
+pytestmark = [pytest.mark.chain, pytest.mark.cluster, pytest.mark.xdist_group("interop_faults")]
+
+OTHER_DIALECT = {"LEGACY_SIGNATURE_V": "27", "LEGACY_SIGNATURE_PREFIX": "", "LEGACY_HEX": "upper"}
+
+
+class Host:
+    """One node of ours that holds the secret, and an app; broken peers come and go beside it."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.nova: Node = cluster.add_nova("nova")
+        self.app: AppHandle = cluster.register_app()
+        self.at_nova = cluster.app_at(self.app, self.nova)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    with Cluster(tmp_path_factory.mktemp("host")) as cluster:
+        yield Host(cluster)
+
+
+class TestOutages:
+    def test_what_was_written_while_an_older_peer_was_away_arrives_later(self, cluster: Cluster) -> None:
+        nova = cluster.add_nova("nova")
+        legacy = cluster.add_legacy("legacy", proxied=True)
+        app = cluster.register_app()
+        at_nova, at_legacy = cluster.app_at(app, nova), cluster.app_at(app, legacy)
+        at_nova.put("deleted", b"x")
+        eventually(lambda: at_legacy.get("deleted"))
+        legacy.proxy.cut()
+        at_nova.put("written", b"y")
+        at_nova.delete("deleted")
+        eventually(lambda: legacy.proxy.refused >= 2)
+        assert nova.available()
+        legacy.proxy.heal()
+        assert eventually(lambda: at_legacy.get("written")) == b"y"
+        eventually(lambda: at_legacy.get("deleted") is None)
+
+    def test_a_restarted_older_peer_gets_everything_again(self, cluster: Cluster) -> None:
+        nova = cluster.add_nova("nova")
+        legacy = cluster.add_legacy("legacy")
+        app = cluster.register_app()
+        at_nova = cluster.app_at(app, nova)
+        at_nova.put("kept", b"x")
+        at_nova.put("gone", b"x")
+        at_nova.delete("gone")
+        legacy.kill()
+        legacy.start()
+        cluster.readmit(legacy)
+        cluster.await_available(legacy)
+        assert cluster.app_at(app, legacy).contents() == {"kept": b"x"}
+
+    def test_our_restarted_node_gets_everything_from_an_older_peer(self, cluster: Cluster) -> None:
+        legacy = cluster.add_legacy("legacy")
+        nova = cluster.add_nova("nova")
+        app = cluster.register_app()
+        at_nova, at_legacy = cluster.app_at(app, nova), cluster.app_at(app, legacy)
+        at_nova.put("of nova", b"x")
+        at_legacy.put("of legacy", b"y")
+        eventually(lambda: at_legacy.get("of nova"))
+        assert nova.stop() == 0
+        nova.start()
+        cluster.readmit(nova)
+        cluster.await_available(nova)
+        assert cluster.app_at(app, nova).contents() == {"of nova": b"x", "of legacy": b"y"}
+
+    def test_three_way_clusters_agree(self, cluster: Cluster) -> None:
+        nodes = [
+            cluster.add_legacy("legacy-1"),
+            cluster.add_nova("nova"),
+            cluster.add_legacy("legacy-2", env=OTHER_DIALECT),
+        ]
+        eventually(lambda: all(node.status()["cluster"]["total_instances"] == 3 for node in nodes))
+        app = cluster.register_app()
+        clients = [cluster.app_at(app, node) for node in nodes]
+        for round_number in range(3):
+            for place, client in enumerate(clients):
+                client.put("contested", f"{place}-{round_number}".encode())
+                client.put(f"own-{place}", bytes([round_number]))
+
+        def agreed() -> bool:
+            contents = [client.contents() for client in clients]
+            assert contents[0] == contents[1] == contents[2]
+            return len(contents[0]) == 4
+
+        eventually(agreed)
+
+
+class TestFaultyPeers:
+    """For each row an older peer that answers wrongly for a while."""
+
+    @pytest.mark.parametrize(
+        "fault", ["400", "403", "413", "429", "500", "503", "unsigned", "wrong_signature", "garbage"]
+    )
+    def test_a_push_that_is_not_acknowledged_is_sent_again(self, host: Host, fault: str) -> None:
+        broken = host.cluster.add_legacy(f"push-{fault}", env={"LEGACY_DELTA": f"{fault}*2"})
+        host.at_nova.put(f"through {fault}", b"arrives")
+        at_broken = host.cluster.app_at(host.app, broken)
+        eventually(lambda: at_broken.get(f"through {fault}"), timeout_s=30.0)
+        assert len(broken.journal("delta")) >= 2
+        host.cluster.retire(broken)
+
+    @pytest.mark.parametrize("fault", ["500", "garbage", "wrong_type", "unsigned", "wrong_signature"])
+    def test_a_joiner_waits_for_a_complete_snapshot(self, cluster: Cluster, fault: str) -> None:
+        legacy = cluster.add_legacy("legacy", env={"LEGACY_SNAPSHOT": f"{fault}*4"})
+        app = cluster.register_app()
+        cluster.app_at(app, legacy).put("kept", b"x")
+        nova = cluster.nova("nova")
+        nova.start()
+        cluster.admit(nova)
+        eventually(lambda: nova.unavailable_reason() == "master secret sync failed")
+        cluster.await_available(nova)
+        assert cluster.app_at(app, nova).contents() == {"kept": b"x"}
+
+    def test_a_secret_that_the_chain_does_not_confirm_is_never_adopted(self, cluster: Cluster) -> None:
+        cluster.add_legacy("liar", env={"LEGACY_LIE_SECRET": "1"})
+        nova = cluster.nova("nova")
+        nova.start()
+        cluster.admit(nova)
+        eventually(lambda: nova.unavailable_reason() == "synced master secret hash mismatch")
+        assert nova.status()["node"]["master_secret_initialized"] is False
+        app = cluster.register_app()
+        answer = cluster.app_at(app, nova).send("POST", "/kms/derive", {"path": "disk"})
+        assert (answer.status, answer.code) == (503, "service_unavailable")
+        assert "Retry-After" in answer.response.headers
+
+    def test_an_honest_peer_beside_a_liar_is_found(self, cluster: Cluster) -> None:
+        honest = cluster.add_legacy("honest")
+        cluster.add_legacy("liar", env={"LEGACY_LIE_SECRET": "1"})
+        nova = cluster.add_nova("nova")
+        assert nova.status()["node"]["master_secret"]["synced_from"] == honest.status()["node"]["tee_wallet"]
