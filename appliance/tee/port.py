@@ -36,8 +36,8 @@ class Eip1559Transaction:
 class TeeProvider(Protocol):
     """What owns the wallet key and the agreement key of this node.
 
-    Every method may raise Unavailable (the provider does not answer, or answers nonsense; try later) and InvariantBroken
-    (the keys are not the ones this process started with, or were wiped; stop).
+    Every method may raise Unavailable (the provider does not answer, or answers nonsense; try later) and
+    InvariantBroken (the keys are not the ones this process started with, or were wiped; stop).
     """
 
     @property
