@@ -1,0 +1,105 @@
+"""Opening and sealing the bodies of authenticated requests (protocol §3).
+
+Refuses plaintext, keys that the chain does not list for the caller, replays and reflections. Holds no key: the TEE
+provider does the cryptography.
+"""
+
+import json
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from appliance.tee.port import TeeProvider
+from kmscore.envelope import Envelope, TeePublicKey, parse_tee_pubkey_der
+from kmscore.errors import Reason, Rejected
+from kmscore.json import parse_json_object
+from kmscore.nonce import EnvelopeNonces
+
+# Members that only answers have: a request that carries one is an answer of ours handed back (protocol §3).
+ANSWER_ONLY_MEMBERS = ("app_id", "answer_to")
+
+
+class LabelMemory:
+    """Which envelope label each key used last (protocol §3); bounded, least recently used keys are forgotten."""
+
+    def __init__(self, default: str, *, max_keys: int = 65_536) -> None:
+        self._default = default
+        self._max_keys = max_keys
+        self._labels: OrderedDict[bytes, str] = OrderedDict()
+
+    def get(self, key: TeePublicKey) -> str:
+        return self._labels.get(key.der, self._default)
+
+    def remember(self, key: TeePublicKey, label: str | None) -> None:
+        if label is None:
+            return
+        self._labels[key.der] = label
+        self._labels.move_to_end(key.der)
+        if len(self._labels) > self._max_keys:
+            self._labels.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRequest:
+    """The inner object of a request whose envelope was proven to come from `key`, and the label to answer with."""
+
+    inner: dict[str, object]
+    label: str | None
+
+
+class EnvelopeGate:
+    """Opens requests and answers, seals answers and requests, and remembers every nonce used between two keys."""
+
+    def __init__(self, tee: TeeProvider, nonces: EnvelopeNonces, labels: LabelMemory) -> None:
+        self._tee = tee
+        self._nonces = nonces
+        self.labels = labels
+
+    async def open_request(self, envelope: Envelope, registered: TeePublicKey, pop_nonce: str) -> OpenedRequest:
+        """Open a request body.
+
+        Raises `Rejected` with SENDER_KEY (not the caller's registered key; checked before any decryption),
+        UNDECRYPTABLE, REPLAY, MALFORMED (inner JSON, or a member only answers have) or NONCE (made for another PoP).
+        """
+        inner, label = await self._open(envelope, registered)
+        if any(member in inner for member in ANSWER_ONLY_MEMBERS):
+            raise Rejected(Reason.MALFORMED, "the request carries a member that only answers have")
+        if inner.get("pop_nonce", pop_nonce) != pop_nonce:
+            raise Rejected(Reason.NONCE, "the body was made for another proof of possession")
+        return OpenedRequest(inner, label)
+
+    async def open_answer(self, envelope: Envelope, registered: TeePublicKey, pop_nonce: str) -> dict[str, object]:
+        """Open a peer's answer to our request that used `pop_nonce`. Raises like `open_request`."""
+        inner, _ = await self._open(envelope, registered)
+        if inner.get("answer_to", pop_nonce) != pop_nonce:
+            raise Rejected(Reason.NONCE, "the answer was made for another request")
+        return inner
+
+    async def seal(self, inner: bytes, registered: TeePublicKey, label: str | None) -> Envelope:
+        """Seal `inner` (JSON text) to `registered`; `label` None means the one this key used last.
+
+        Raises `Unavailable` when the TEE provider does not answer.
+        """
+        envelope = await self._tee.seal(inner, registered, label or self.labels.get(registered))
+        self._nonces.remember(registered.der, envelope.nonce)
+        return envelope
+
+    async def _open(self, envelope: Envelope, registered: TeePublicKey) -> tuple[dict[str, object], str | None]:
+        if parse_sender(envelope.sender) != registered:
+            raise Rejected(Reason.SENDER_KEY, "sender_tee_pubkey is not the key that the registry lists for the caller")
+        plaintext, label = await self._tee.open(envelope, registered)
+        self._nonces.remember(registered.der, envelope.nonce)
+        self.labels.remember(registered, label)
+        return parse_json_object(plaintext), label
+
+
+def parse_sender(der: bytes) -> TeePublicKey:
+    """The key an envelope names. Raises `Rejected(MALFORMED)` unless it is a P-384 key in DER."""
+    try:
+        return parse_tee_pubkey_der(der)
+    except Rejected as error:
+        raise Rejected(Reason.MALFORMED, "sender_tee_pubkey is not a P-384 key in DER") from error
+
+
+def encode_inner(inner: dict[str, object]) -> bytes:
+    """The one encoder of inner objects: compact UTF-8 JSON."""
+    return json.dumps(inner, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
