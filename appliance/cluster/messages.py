@@ -1,0 +1,19 @@
+"""The inner messages of `/sync` that this node sends and understands, with their names and limits (protocol §5)."""
+
+DELTA = "delta"
+SNAPSHOT_REQUEST = "snapshot_request"
+SNAPSHOT_PAGE_REQUEST = "snapshot_page_request"
+MASTER_SECRET_REQUEST = "master_secret_request"  # noqa: S105 - a message type
+
+# Extensions are announced in every inner answer and used only towards peers that announce them.
+EXT_SNAPSHOT_PAGES = "snapshot_pages"
+EXTENSIONS = (EXT_SNAPSHOT_PAGES,)
+
+# store §4: at most 500 records and 1.5 MiB a request. A body is about four times its ciphertexts (hex in JSON in hex).
+PUSH_RECORDS = 500
+PUSH_RECORD_BYTES = 360_000
+PAGE_RECORDS = 1_000
+PAGE_RECORD_BYTES = 1 << 20
+
+MAX_SMALL_ANSWER_BYTES = 256 * 1024
+MAX_PAGE_ANSWER_BYTES = 32 << 20

@@ -1,0 +1,210 @@
+"""The node's copy of the data: the store, the ciphers around it, the lock under which answer and change agree.
+
+A change is applied only after its answer is sealed (protocol §4). Everything that changes the store therefore runs
+plan → seal → apply under `write_lock`; what has no await in between never contends for it.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import anyio
+
+from appliance.clock import Clock
+from appliance.cluster.keys import ClusterKeys
+from kmscore.errors import Reason, Rejected
+from kmscore.store import MergeOutcome, Record, RecordRefused, Store, StoreLimits, encode_record, parse_record
+
+logger = logging.getLogger(__name__)
+
+# How many records are checked between two chances for other requests (about a millisecond of work).
+RECORDS_PER_SLICE = 100
+MAX_APP_ID = 2**256 - 1
+REFUSED_UNDECRYPTABLE = "undecryptable"
+
+
+@dataclass(slots=True)
+class IncomingRecords:
+    """Records of one delta or snapshot page that passed every check that needs no store, and why the rest did not."""
+
+    accepted: list[tuple[int, Record]] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        return len(self.accepted) + self.refused.total()
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What a delta did, in the words of the protocol's answer."""
+
+    total: int
+    merged: int
+    skipped: int
+    rejected: int
+    skip_reasons: dict[str, int]
+
+    def as_answer(self) -> dict[str, object]:
+        return {
+            "status": "ok",
+            "total": self.total,
+            "merged": self.merged,
+            "skipped": self.skipped,
+            "rejected": self.rejected,
+            "skip_reasons": self.skip_reasons,
+        }
+
+
+class Replica:
+    """Values in and out of the store, encrypted at rest under each app's own key."""
+
+    def __init__(
+        self,
+        store: Store,
+        keys: ClusterKeys,
+        clock: Clock,
+        limits: StoreLimits,
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        self.store = store
+        self.write_lock = anyio.Lock()
+        self._keys = keys
+        self._clock = clock
+        self._limits = limits
+        self._random_bytes = random_bytes
+        self._complete = False
+
+    # --- the copy as a whole ---
+
+    @property
+    def complete(self) -> bool:
+        """Whether this copy is the cluster's: begun here, or a snapshot was taken over to its end."""
+        return self._complete
+
+    def mark_complete(self) -> None:
+        self._complete = True
+
+    def drop(self) -> int:
+        """Forget every record; returns how many live ones there were."""
+        dropped = self.store.stats(self._clock.now_ms()).total_keys
+        self.store.clear()
+        self._complete = False
+        return dropped
+
+    async def forget_unnamed(self, upto_seq: int, named: set[tuple[int, str]]) -> int:
+        """Drop what is at or before `upto_seq` in the change log and not in `named`; returns how much that was."""
+        seq = forgotten = 0
+        done = False
+        while not done and seq < upto_seq:
+            batch = self.store.since(seq, limit_records=RECORDS_PER_SLICE, limit_bytes=2**62)
+            for app_id, record_seq, record in batch.records:
+                if record_seq <= upto_seq and (app_id, record.key) not in named:
+                    forgotten += self.store.forget(app_id, record.key, record_seq)
+            seq, done = batch.next_seq, batch.done
+            await anyio.lowlevel.checkpoint()
+        return forgotten
+
+    # --- an app's own values ---
+
+    def get(self, app_id: int, key: str) -> tuple[bytes, int] | None:
+        """Plaintext and updated_at_ms of a live value, None when there is none."""
+        record = self.store.get(app_id, key, self._clock.now_ms())
+        if record is None or record.value is None:
+            return None
+        return self._keys.data_cipher(app_id).open(record.value), record.updated_at_ms
+
+    def keys(self, app_id: int) -> list[str]:
+        return self.store.keys(app_id, self._clock.now_ms())
+
+    def encrypt(self, app_id: int, value: bytes) -> bytes:
+        """Ciphertext of a value for the store. Raises `Rejected(VALUE_TOO_LARGE)`."""
+        if len(value) > self._limits.max_value_bytes:
+            raise Rejected(Reason.VALUE_TOO_LARGE, f"the value is larger than {self._limits.max_value_bytes} bytes")
+        return self._keys.data_cipher(app_id).seal(value, self._random_bytes(12))
+
+    # --- records from peers ---
+
+    async def check_incoming(self, data: object) -> IncomingRecords:
+        """Check a peer's `data` member, {decimal app id: [records]}, record by record (store §2).
+
+        One bad record refuses itself only. Raises `Rejected(MALFORMED)` when the member itself has another shape.
+        """
+        if not isinstance(data, dict):
+            raise Rejected(Reason.MALFORMED, "data is not an object of app ids")
+        incoming = IncomingRecords()
+        checked = 0
+        for app_text, records in data.items():
+            app_id = parse_app_id(app_text)
+            if not isinstance(records, list):
+                raise Rejected(Reason.MALFORMED, "data holds something that is not a list of records")
+            cipher = self._keys.data_cipher(app_id)
+            for item in records:
+                try:
+                    record = parse_record(item, self._limits)
+                    if record.value is not None:
+                        cipher.check(record.value)
+                    incoming.accepted.append((app_id, record))
+                except RecordRefused as error:
+                    incoming.refused[error.skip_reason] += 1
+                except Rejected:
+                    incoming.refused[REFUSED_UNDECRYPTABLE] += 1
+                checked += 1
+                if checked % RECORDS_PER_SLICE == 0:
+                    await anyio.lowlevel.checkpoint()
+        return incoming
+
+    def evaluate(self, incoming: IncomingRecords) -> MergeReport:
+        """What `merge` would report now; changes nothing."""
+        now_ms = self._clock.now_ms()
+        return self._report(
+            incoming, [self.store.evaluate(app_id, record, now_ms) for app_id, record in incoming.accepted]
+        )
+
+    def merge(self, incoming: IncomingRecords, source: str, *, snapshot: bool = False) -> MergeReport:
+        """Merge checked records of peer `source` into the store."""
+        now_ms = self._clock.now_ms()
+        return self._report(
+            incoming,
+            [
+                self.store.merge(app_id, record, now_ms, source=source, snapshot=snapshot)
+                for app_id, record in incoming.accepted
+            ],
+        )
+
+    def _report(self, incoming: IncomingRecords, outcomes: Sequence[MergeOutcome]) -> MergeReport:
+        reasons = Counter(incoming.refused)
+        merged = rejected = 0
+        for outcome in outcomes:
+            if outcome.accepted:
+                merged += 1
+            else:
+                reasons[outcome.value] += 1
+                rejected += outcome.refused
+        rejected += incoming.refused.total()
+        return MergeReport(
+            total=incoming.total,
+            merged=merged,
+            skipped=incoming.total - merged - rejected,
+            rejected=rejected,
+            skip_reasons=dict(sorted(reasons.items())),
+        )
+
+
+def parse_app_id(text: object) -> int:
+    """A decimal app id of the wire. Raises `Rejected(MALFORMED)`."""
+    if not isinstance(text, str) or not text.isascii() or not text.isdecimal() or len(text) > 78:
+        raise Rejected(Reason.MALFORMED, "an app id is not a decimal number")
+    app_id = int(text)
+    if app_id > MAX_APP_ID or str(app_id) != text:
+        raise Rejected(Reason.MALFORMED, "an app id is not a canonical 256-bit number")
+    return app_id
+
+
+def encode_records(records: Sequence[tuple[int, Record]]) -> dict[str, object]:
+    """The `data` member for these records, grouped by app, each app's in the given order."""
+    data: dict[str, list[object]] = {}
+    for app_id, record in records:
+        data.setdefault(str(app_id), []).append(encode_record(record))
+    return dict(data)
