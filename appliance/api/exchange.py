@@ -1,0 +1,107 @@
+"""What every authenticated exchange has in common: from a verified caller to a sealed, signed answer (protocol §2-§4).
+
+A change is applied only after its answer has been sealed and signed: a request that ends in an error has changed
+nothing.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import anyio
+from starlette.responses import Response
+
+from appliance.api.errors import response_for
+from appliance.auth.envelopes import EnvelopeGate, encode_inner
+from appliance.auth.pop import PopVerifier, VerifiedPop
+from appliance.tee.port import TeeProvider
+from kmscore.envelope import TeePublicKey
+from kmscore.errors import Rejected, Unavailable
+from kmscore.pop import answer_text, response_text
+
+NEXT_NONCE_HEADER = "X-KMS-Next-Nonce"
+ANSWER_SIGNATURE_HEADER = "X-KMS-Answer-Signature"
+APP_SIGNATURE_HEADER = "X-KMS-Response-Signature"
+PEER_SIGNATURE_HEADER = "X-KMS-Peer-Signature"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """An operation that changes nothing, and its inner answer."""
+
+    inner: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An operation in two halves: `plan` says what the answer will be, `apply` makes it true and returns what it is.
+
+    Both run under the store's write lock; either may raise `Rejected`, `apply` only when `plan` just did.
+    """
+
+    plan: Callable[[], dict[str, object]]
+    apply: Callable[[], dict[str, object]]
+
+
+class Answerer:
+    """Signs and seals what goes back to authenticated callers."""
+
+    def __init__(
+        self, *, wallet: str, tee: TeeProvider, gate: EnvelopeGate, pop: PopVerifier, write_lock: anyio.Lock
+    ) -> None:
+        self._wallet = wallet
+        self._tee = tee
+        self._gate = gate
+        self._pop = pop
+        self._write_lock = write_lock
+
+    async def answer(
+        self,
+        operation: Reading | Change,
+        *,
+        pop: VerifiedPop,
+        key: TeePublicKey,
+        label: str | None,
+        signature_header: str,
+        extra: dict[str, object] | None = None,
+    ) -> Response:
+        """Carry the operation out and answer it under 200, sealed to the caller's registered `key`.
+
+        `extra` joins the inner answer. Raises `Rejected` from the operation, `Unavailable` from the TEE provider.
+        """
+
+        def inner_text(inner: dict[str, object]) -> bytes:
+            return encode_inner({**inner, **(extra or {}), "answer_to": pop.nonce})
+
+        signature = await self._tee.sign_message(response_text(pop.signature, self._wallet))
+        if isinstance(operation, Reading):
+            envelope = await self._gate.seal(inner_text(operation.inner), key, label)
+        else:
+            async with self._write_lock:
+                planned = operation.plan()
+                envelope = await self._gate.seal(inner_text(planned), key, label)
+                done = operation.apply()
+            if done != planned:
+                # The records of a delta can exhaust the store together though each would fit: say what came of it.
+                envelope = await self._gate.seal(inner_text(done), key, label)
+        headers = {signature_header: signature, NEXT_NONCE_HEADER: self._pop.issue_nonce()}
+        return Response(envelope.canonical, headers=headers, media_type="application/json")
+
+    async def refuse(self, error: Rejected | Unavailable, *, pop: VerifiedPop, signature_header: str) -> Response:
+        """The error's answer, signed so that the caller can tell it from a stranger's.
+
+        When the TEE provider does not answer either, the refusal goes out unsigned.
+        """
+        response = response_for(error)
+        body_sha256 = hashlib.sha256(bytes(response.body)).hexdigest()
+        try:
+            signature = await self._tee.sign_message(response_text(pop.signature, self._wallet))
+            answer_signature = await self._tee.sign_message(
+                answer_text(pop.signature, response.status_code, body_sha256, self._wallet)
+            )
+        except Unavailable:
+            return response
+        response.headers[signature_header] = signature
+        response.headers[ANSWER_SIGNATURE_HEADER] = answer_signature
+        response.headers[NEXT_NONCE_HEADER] = self._pop.issue_nonce()
+        return response

@@ -1,0 +1,263 @@
+"""The app endpoints, `/kms/*` (protocol §4). The order of checks of protocol §5 reads top to bottom in `_serve`."""
+
+import base64
+import binascii
+from collections.abc import Awaitable, Callable, Sequence
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from appliance.api.bodies import check_body_headers, discard_body, read_body
+from appliance.api.exchange import APP_SIGNATURE_HEADER, Answerer, Change, Reading
+from appliance.api.limits import RateLimiter
+from appliance.auth.apps import AppAuthorizer
+from appliance.auth.eligibility import AuthorizedInstance
+from appliance.auth.envelopes import EnvelopeGate
+from appliance.auth.pop import APP_HEADERS, PopVerifier, VerifiedPop, parse_pop_headers
+from appliance.clock import Clock
+from appliance.cluster.keys import ClusterKeys
+from appliance.cluster.replica import Replica
+from appliance.cluster.state import Availability
+from kmscore.envelope import parse_envelope
+from kmscore.errors import Reason, Rejected, Unavailable
+from kmscore.pop import PopKind
+
+MIN_DERIVED_BYTES, MAX_DERIVED_BYTES, DEFAULT_DERIVED_BYTES = 1, 1024, 32
+
+Inner = dict[str, object]
+Operation = Callable[[AuthorizedInstance, Inner], Reading | Change]
+
+
+class KmsApi:
+    """Handlers of the app endpoints."""
+
+    def __init__(
+        self,
+        *,
+        availability: Availability,
+        pop: PopVerifier,
+        authorizer: AppAuthorizer,
+        gate: EnvelopeGate,
+        answerer: Answerer,
+        keys: ClusterKeys,
+        replica: Replica,
+        clock: Clock,
+        wallet_limiter: RateLimiter,
+        give_back: Callable[[Request], None],
+        max_body_bytes: int,
+    ) -> None:
+        self._availability = availability
+        self._pop = pop
+        self._authorizer = authorizer
+        self._gate = gate
+        self._answerer = answerer
+        self._keys = keys
+        self._replica = replica
+        self._clock = clock
+        self._wallet_limiter = wallet_limiter
+        self._give_back = give_back
+        self._max_body_bytes = max_body_bytes
+
+    # --- endpoints ---
+
+    async def derive(self, request: Request) -> Response:
+        return await self._serve_body(request, self._derive)
+
+    async def put(self, request: Request) -> Response:
+        return await self._serve_body(request, self._put)
+
+    async def delete(self, request: Request) -> Response:
+        return await self._serve_body(request, self._delete)
+
+    async def get_by_path(self, request: Request) -> Response:
+        return await self._serve(request, lambda caller, _: self._get(caller, keys_of_path(request.scope["raw_path"])))
+
+    async def get_by_query(self, request: Request) -> Response:
+        def get_or_list(caller: AuthorizedInstance, _inner: Inner) -> Reading:
+            key = key_of_query(request.scope["query_string"])
+            return self._list(caller) if key is None else self._get(caller, [key])
+
+        return await self._serve(request, get_or_list)
+
+    # --- the order of checks ---
+
+    async def _serve_body(self, request: Request, operation: Operation) -> Response:
+        self._availability.require()
+        check_body_headers(request, self._max_body_bytes)
+        try:
+            pop, caller = await self._admit(request)
+        except Rejected:
+            await discard_body(request, self._max_body_bytes)
+            raise
+        body = await read_body(request, self._max_body_bytes)
+        self._pop.consume(pop)
+        self._give_back(request)
+
+        async def opened() -> tuple[Inner, str | None]:
+            request_ = await self._gate.open_request(parse_envelope(body), caller.tee_pubkey, pop.nonce)
+            return request_.inner, request_.label
+
+        return await self._carry_out(pop, caller, opened, operation)
+
+    async def _serve(self, request: Request, operation: Operation) -> Response:
+        self._availability.require()
+        pop, caller = await self._admit(request)
+        self._pop.consume(pop)
+        self._give_back(request)
+
+        async def without_body() -> tuple[Inner, str | None]:
+            return {}, None
+
+        return await self._carry_out(pop, caller, without_body, operation)
+
+    async def _admit(self, request: Request) -> tuple[VerifiedPop, AuthorizedInstance]:
+        """Headers and their syntax → timestamp → nonce → signer → hint → registry. Nothing is changed by it."""
+        pop = self._pop.verify(PopKind.APP, parse_pop_headers(request.headers.raw, APP_HEADERS))
+        caller = await self._authorizer.authorize(pop.wallet)
+        self._wallet_limiter.take(pop.wallet)
+        return pop, caller
+
+    async def _carry_out(
+        self,
+        pop: VerifiedPop,
+        caller: AuthorizedInstance,
+        opened: Callable[[], Awaitable[tuple[Inner, str | None]]],
+        operation: Operation,
+    ) -> Response:
+        """Sender key → decrypt → operation → sealed answer; from here on refusals are signed."""
+        try:
+            inner, label = await opened()
+            return await self._answerer.answer(
+                operation(caller, inner),
+                pop=pop,
+                key=caller.tee_pubkey,
+                label=label,
+                signature_header=APP_SIGNATURE_HEADER,
+            )
+        except (Rejected, Unavailable) as error:
+            return await self._answerer.refuse(error, pop=pop, signature_header=APP_SIGNATURE_HEADER)
+
+    # --- operations ---
+
+    def _derive(self, caller: AuthorizedInstance, inner: Inner) -> Reading:
+        path = text_member(inner, "path")
+        context = text_member(inner, "context", default="")
+        length = integer_member(inner, "length", DEFAULT_DERIVED_BYTES, decimal_text=True)
+        if not MIN_DERIVED_BYTES <= length <= MAX_DERIVED_BYTES:
+            raise bad_field("length must be from 1 to 1024")
+        key = self._keys.derive(caller.app_id, path, context, length)
+        return Reading({"app_id": caller.app_id, "path": path, "key": base64.b64encode(key).decode(), "length": length})
+
+    def _put(self, caller: AuthorizedInstance, inner: Inner) -> Change:
+        key = text_member(inner, "key")
+        value = base64_member(inner, "value")
+        ttl_ms = integer_member(inner, "ttl_ms", 0)
+        if ttl_ms < 0:
+            raise bad_field("ttl_ms must not be negative")
+        ciphertext = self._replica.encrypt(caller.app_id, value)
+        now_ms = self._clock.now_ms()
+        store = self._replica.store
+
+        def answer(updated_at_ms: int) -> Inner:
+            return {"app_id": caller.app_id, "key": key, "updated_at_ms": updated_at_ms}
+
+        return Change(
+            plan=lambda: answer(store.plan_put(caller.app_id, key, len(ciphertext), ttl_ms, now_ms)),
+            apply=lambda: answer(store.put(caller.app_id, key, ciphertext, ttl_ms, now_ms)),
+        )
+
+    def _delete(self, caller: AuthorizedInstance, inner: Inner) -> Change:
+        key = text_member(inner, "key")
+        now_ms = self._clock.now_ms()
+        store = self._replica.store
+        answer: Inner = {"app_id": caller.app_id, "key": key, "deleted": True}
+
+        def plan() -> Inner:
+            store.plan_delete(caller.app_id, key, now_ms)
+            return answer
+
+        def apply() -> Inner:
+            store.delete(caller.app_id, key, now_ms)
+            return answer
+
+        return Change(plan, apply)
+
+    def _get(self, caller: AuthorizedInstance, candidates: Sequence[str]) -> Reading:
+        """The value of the first candidate that exists."""
+        for key in candidates:
+            found = self._replica.get(caller.app_id, key)
+            if found is not None:
+                value, updated_at_ms = found
+                text = base64.b64encode(value).decode()
+                return Reading({"app_id": caller.app_id, "key": key, "value": text, "updated_at_ms": updated_at_ms})
+        raise Rejected(Reason.NOT_FOUND, "no such key")
+
+    def _list(self, caller: AuthorizedInstance) -> Reading:
+        keys = self._replica.keys(caller.app_id)
+        return Reading({"app_id": caller.app_id, "keys": keys, "count": len(keys)})
+
+
+def bad_field(message: str) -> Rejected:
+    return Rejected(Reason.BAD_FIELD, message)
+
+
+def text_member(inner: Inner, name: str, default: str | None = None) -> str:
+    """A string member; non-empty unless it has a default. Raises `Rejected(BAD_FIELD)`."""
+    value = inner.get(name, default)
+    if not isinstance(value, str):
+        raise bad_field(f"{name} must be a string")
+    if not value and default is None:
+        raise bad_field(f"{name} must not be empty")
+    return value
+
+
+def integer_member(inner: Inner, name: str, default: int, *, decimal_text: bool = False) -> int:
+    """An integer, with `decimal_text` also as digits; bools and floats are neither. Raises `Rejected(BAD_FIELD)`."""
+    value = inner.get(name, default)
+    if decimal_text and isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 19:
+        return int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise bad_field(f"{name} must be an integer")
+    return value
+
+
+def base64_member(inner: Inner, name: str) -> bytes:
+    """Standard base64 with padding, decoded strictly. Raises `Rejected(BAD_FIELD)`."""
+    value = inner.get(name)
+    if not isinstance(value, str):
+        raise bad_field(f"{name} must be a base64 string")
+    try:
+        return base64.b64decode(value.encode("ascii"), validate=True)
+    except (UnicodeEncodeError, binascii.Error) as error:
+        raise bad_field(f"{name} is not standard base64 with padding") from error
+
+
+def keys_of_path(raw_path: bytes) -> list[str]:
+    """The keys that `/kms/data/{key}` may mean: literally, then with `+` as space (protocol §4).
+
+    Raises `Rejected(BAD_FIELD)` for an empty key or one that is not percent-encoded UTF-8.
+    """
+    encoded = raw_path.split(b"/", 3)[3]
+    if not encoded:
+        raise bad_field("key must not be empty")
+    try:
+        literal = unquote_to_bytes(encoded).decode("utf-8")
+        form = unquote_to_bytes(encoded.replace(b"+", b" ")).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise bad_field("key is not percent-encoded UTF-8") from error
+    return [literal] if form == literal else [literal, form]
+
+
+def key_of_query(query: bytes) -> str | None:
+    """The key of `?key=`, None when the query has none. Raises `Rejected(BAD_FIELD)`."""
+    try:
+        members = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=16)
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise bad_field("the query is not form-encoded UTF-8") from error
+    keys = [value for name, value in members if name == "key"]
+    if len(keys) > 1:
+        raise bad_field("key is given more than once")
+    if keys == [""]:
+        raise bad_field("key must not be empty")
+    return keys[0] if keys else None

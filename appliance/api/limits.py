@@ -1,0 +1,84 @@
+"""Rate limits: by client address before authentication, by wallet after (protocol §7)."""
+
+import ipaddress
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from appliance.clock import Clock
+from kmscore.errors import Reason, Rejected
+
+IngressNetworks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
+MAX_TRACKED = 65_536
+MAX_FORWARDED_CHARS = 1024
+
+
+class RateLimiter:
+    """Token buckets of one minute's capacity; `per_minute` 0 turns the limit off.
+
+    Bounded: beyond `MAX_TRACKED` keys the one longest unused is forgotten, which can only be generous to it.
+    """
+
+    def __init__(self, per_minute: int, clock: Clock) -> None:
+        self._capacity = float(per_minute)
+        self._per_ms = per_minute / 60_000
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def take(self, key: str) -> None:
+        """Use one request of `key`. Raises `Rejected(RATE)` when there is none left."""
+        if not self._capacity:
+            return
+        tokens = self._tokens(key)
+        if tokens < 1:
+            raise Rejected(Reason.RATE, "too many requests")
+        self._put(key, tokens - 1)
+
+    def give_back(self, key: str) -> None:
+        """Return one request: it turned out to be authenticated, and its wallet is limited instead."""
+        if self._capacity and key in self._buckets:
+            self._put(key, min(self._capacity, self._tokens(key) + 1))
+
+    def _tokens(self, key: str) -> float:
+        tokens, at_ms = self._buckets.get(key, (self._capacity, 0))
+        return min(self._capacity, tokens + (self._clock.monotonic_ms() - at_ms) * self._per_ms)
+
+    def _put(self, key: str, tokens: float) -> None:
+        self._buckets[key] = (tokens, self._clock.monotonic_ms())
+        self._buckets.move_to_end(key)
+        if len(self._buckets) > MAX_TRACKED:
+            self._buckets.popitem(last=False)
+
+
+def client_key(client_host: str | None, forwarded_for: str | None, trusted: IngressNetworks) -> str:
+    """What a client is limited by: its address, an IPv6 one by its /64.
+
+    `forwarded_for` counts only when the connection comes from a trusted ingress; then it is the last address in it that
+    is not itself a trusted one, and anything else in the header is a stranger's claim.
+    """
+    address = _parse(client_host)
+    if address is None:
+        return "local"
+    if forwarded_for is not None and len(forwarded_for) <= MAX_FORWARDED_CHARS and _within(address, trusted):
+        for text in reversed(forwarded_for.split(",")):
+            claimed = _parse(text.strip())
+            if claimed is None:
+                break
+            address = claimed
+            if not _within(claimed, trusted):
+                break
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((address, 64), strict=False))
+    return str(address)
+
+
+def _parse(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text or "")
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+def _within(address: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: IngressNetworks) -> bool:
+    return any(address in network for network in networks if network.version == address.version)

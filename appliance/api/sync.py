@@ -1,0 +1,158 @@
+"""The peer endpoint, `POST /sync` (protocol §5). The protocol's order of checks reads top to bottom in `sync`."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from appliance.api.bodies import check_body_headers, discard_body, read_body
+from appliance.api.exchange import PEER_SIGNATURE_HEADER, Answerer, Change, Reading
+from appliance.api.limits import RateLimiter
+from appliance.auth.envelopes import EnvelopeGate
+from appliance.auth.pop import PEER_HEADERS, PopVerifier, VerifiedPop, parse_pop_headers
+from appliance.cluster.handover import SecretServer
+from appliance.cluster.keys import ClusterKeys
+from appliance.cluster.messages import (
+    DELTA,
+    EXTENSIONS,
+    MASTER_SECRET_REQUEST,
+    SNAPSHOT_PAGE_REQUEST,
+    SNAPSHOT_REQUEST,
+)
+from appliance.cluster.peers import Peer, PeerCache
+from appliance.cluster.push import Pusher
+from appliance.cluster.replica import Replica
+from appliance.cluster.snapshot import SnapshotServer
+from kmscore.envelope import parse_envelope
+from kmscore.errors import Reason, Rejected, Unavailable
+from kmscore.mac import MacVerdict, check_mac
+from kmscore.pop import PopKind, parse_wallet
+
+Inner = dict[str, object]
+Handler = Callable[[Peer, Inner], Awaitable[Reading | Change]]
+
+
+class SyncApi:
+    """Handler of the peer endpoint, and one method for each message type."""
+
+    def __init__(
+        self,
+        *,
+        own_wallet: str,
+        boot_id: str,
+        pop: PopVerifier,
+        peers: PeerCache,
+        gate: EnvelopeGate,
+        answerer: Answerer,
+        keys: ClusterKeys,
+        replica: Replica,
+        snapshots: SnapshotServer,
+        secrets: SecretServer,
+        pusher: Pusher,
+        wallet_limiter: RateLimiter,
+        give_back: Callable[[Request], None],
+        max_body_bytes: int,
+    ) -> None:
+        self._own_wallet = own_wallet
+        self._pop = pop
+        self._peers = peers
+        self._gate = gate
+        self._answerer = answerer
+        self._keys = keys
+        self._replica = replica
+        self._snapshots = snapshots
+        self._secrets = secrets
+        self._pusher = pusher
+        self._wallet_limiter = wallet_limiter
+        self._give_back = give_back
+        self._max_body_bytes = max_body_bytes
+        self._announcement: Final[Inner] = {"ext": list(EXTENSIONS), "boot_id": boot_id}
+        self._handlers: Final[dict[str, Handler]] = {
+            DELTA: self._delta,
+            SNAPSHOT_REQUEST: self._snapshot,
+            SNAPSHOT_PAGE_REQUEST: self._snapshot_page,
+            MASTER_SECRET_REQUEST: self._master_secret,
+        }
+
+    async def sync(self, request: Request) -> Response:
+        """Readiness → size → headers → PoP → peer → nonce → MAC verdict → key → decrypt → MAC → wallet → dispatch."""
+        self._keys.require_confirmed()
+        check_body_headers(request, self._max_body_bytes)
+        try:
+            pop, peer = self._admit(request)
+        except Rejected:
+            await discard_body(request, self._max_body_bytes)
+            raise
+        body = await read_body(request, self._max_body_bytes)
+        self._pop.consume(pop)
+        self._give_back(request)
+        try:
+            envelope = parse_envelope(body)
+            verdict = self._mac_verdict(envelope.canonical, request.headers.get("x-sync-signature"))
+            opened = await self._gate.open_request(envelope, peer.tee_pubkey, pop.nonce)
+            message_type = opened.inner.get("type")
+            # Old nodes send master_secret_request with whatever they take for a key: they have none yet (protocol §5).
+            if verdict is not MacVerdict.VALID and message_type != MASTER_SECRET_REQUEST:
+                raise Rejected(Reason.MAC, "X-Sync-Signature is absent or wrong")
+            self._check_sender_wallet(opened.inner, pop)
+            handler = self._handlers.get(message_type) if isinstance(message_type, str) else None
+            if handler is None:
+                raise Rejected(Reason.BAD_FIELD, f"type must be one of {', '.join(self._handlers)}")
+            response = await self._answerer.answer(
+                await handler(peer, opened.inner),
+                pop=pop,
+                key=peer.tee_pubkey,
+                label=opened.label,
+                signature_header=PEER_SIGNATURE_HEADER,
+                extra=self._announcement,
+            )
+        except (Rejected, Unavailable) as error:
+            return await self._answerer.refuse(error, pop=pop, signature_header=PEER_SIGNATURE_HEADER)
+        self._pusher.note_contact()
+        return response
+
+    def _admit(self, request: Request) -> tuple[VerifiedPop, Peer]:
+        """Headers and their syntax → timestamp → nonce → signer → hint → peer cache, and not ourselves."""
+        pop = self._pop.verify(PopKind.PEER, parse_pop_headers(request.headers.raw, PEER_HEADERS))
+        if pop.wallet == self._own_wallet:
+            raise Rejected(Reason.NOT_AUTHORIZED, "a node is not its own peer")
+        peer = self._peers.verify_kms_peer(pop.wallet)
+        self._wallet_limiter.take(pop.wallet)
+        return pop, peer
+
+    def _mac_verdict(self, canonical: bytes, mac: str | None) -> MacVerdict:
+        sync_key = self._keys.sync_key
+        if sync_key is None:
+            raise Unavailable("master secret not initialized")
+        return check_mac(sync_key, canonical, mac)
+
+    @staticmethod
+    def _check_sender_wallet(inner: Inner, pop: VerifiedPop) -> None:
+        claimed = inner.get("sender_wallet")
+        if not isinstance(claimed, str) or parse_wallet(claimed) != pop.wallet:
+            raise Rejected(Reason.WALLET, "sender_wallet is not the wallet that signed")
+
+    # --- message types ---
+
+    async def _delta(self, peer: Peer, inner: Inner) -> Change:
+        incoming = await self._replica.check_incoming(inner.get("data"))
+        return Change(
+            plan=lambda: self._replica.evaluate(incoming).as_answer(),
+            apply=lambda: self._replica.merge(incoming, peer.wallet).as_answer(),
+        )
+
+    async def _snapshot(self, _peer: Peer, _inner: Inner) -> Reading:
+        self._require_complete()
+        return Reading(await self._snapshots.whole())
+
+    async def _snapshot_page(self, _peer: Peer, inner: Inner) -> Reading:
+        self._require_complete()
+        return Reading(self._snapshots.page(inner))
+
+    async def _master_secret(self, _peer: Peer, inner: Inner) -> Reading:
+        return Reading(self._secrets.answer(inner))
+
+    def _require_complete(self) -> None:
+        if not self._replica.complete:
+            raise Unavailable("snapshot not complete")

@@ -1,0 +1,63 @@
+"""`nova-kms serve`: one node, configured by environment variables alone (node §4)."""
+
+import logging
+import os
+import sys
+
+import anyio
+import click
+
+from appliance.settings import Settings
+from kmscore.errors import ConfigError
+
+EXIT_CONFIG = 2
+EXIT_FAILED = 1
+
+
+def _epilog() -> str:
+    rows = [f"  {variable.name:<32} {variable.default_text}\n      {variable.help}" for variable in Settings.describe()]
+    return "\b\nEnvironment variables and their defaults:\n" + "\n".join(rows)
+
+
+@click.command(epilog=_epilog())
+def serve() -> None:
+    """Run one node until SIGTERM or Ctrl-C.
+
+    The node is configured by environment variables alone. It makes its keys, waits until the registry lists it as an
+    instance of the KMS app, takes the master secret over from a peer (or claims a new one when the cluster has none),
+    and then serves apps and peers. GET /status says where it is on that way.
+
+    \b
+    A node of a development chain:
+      IN_ENCLAVE=false TEE_PROVIDER=software BIND_ADDR=127.0.0.1:8000 \\
+      HELIOS_RPC_URL=http://127.0.0.1:8545 CHAIN_ID=31337 CHAIN_CONFIRMATIONS=0 \\
+      NOVA_APP_REGISTRY_ADDRESS=0x… KMS_REGISTRY_ADDRESS=0x… KMS_APP_ID=1 nova-kms serve
+    """
+    try:
+        settings = Settings.from_environ(os.environ)
+    except ConfigError as error:
+        click.echo(f"nova-kms: {error}", err=True)
+        sys.exit(EXIT_CONFIG)
+    # Only now: the chain libraries take a second to import, and a wrong setting should not cost it.
+    from appliance.hardening import LibcCalls, harden_process
+    from appliance.log import configure_logging, install_exception_hooks
+    from appliance.main import serve as serve_node
+
+    configure_logging(settings.log_level, settings.log_format)
+    install_exception_hooks()
+    logger = logging.getLogger("appliance")
+    try:
+        harden_process(LibcCalls(), lock_memory=settings.in_enclave)
+        anyio.run(serve_node, settings, backend_options={"use_uvloop": True})
+    except* ConfigError as group:
+        click.echo(f"nova-kms: {_first(group)}", err=True)
+        sys.exit(EXIT_CONFIG)
+    except* Exception as group:
+        logger.critical("the node stops: something failed that nothing provides for", exc_info=_first(group))
+        sys.exit(EXIT_FAILED)
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,354 @@
+"""The composition root: builds every object of a node, runs server and ticks as siblings, stops them in order."""
+
+import logging
+import math
+import os
+import random
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import anyio
+import httpx
+import uvicorn
+from starlette.types import ASGIApp
+
+from appliance.api.app import AddressLimiter, build_app
+from appliance.api.exchange import Answerer
+from appliance.api.http_protocol import BoundedHttpProtocol
+from appliance.api.kms import KmsApi
+from appliance.api.limits import RateLimiter
+from appliance.api.public import PublicApi
+from appliance.api.sync import SyncApi
+from appliance.auth.apps import AppAuthorizer
+from appliance.auth.envelopes import EnvelopeGate, LabelMemory
+from appliance.auth.pop import PopVerifier
+from appliance.chain.cache import CachedNovaRegistry
+from appliance.chain.kms_registry import KmsRegistry
+from appliance.chain.registry import NovaRegistry
+from appliance.chain.rpc import ChainReader
+from appliance.clock import Clock, SystemClock
+from appliance.cluster.handover import SecretClient, SecretServer
+from appliance.cluster.keys import ClusterKeys
+from appliance.cluster.node_tick import NodeTick
+from appliance.cluster.peers import PeerCache
+from appliance.cluster.push import Pusher
+from appliance.cluster.replica import Replica
+from appliance.cluster.snapshot import SnapshotClient, SnapshotServer
+from appliance.cluster.state import Availability
+from appliance.cluster.sync_tick import Sweeper, SyncTick
+from appliance.cluster.transport import PeerTransport
+from appliance.http import new_http_client
+from appliance.log import short
+from appliance.settings import Settings, TeeProviderName
+from appliance.supervise import run_periodically
+from appliance.tee.odyn import OdynTee
+from appliance.tee.port import TeeIdentity, TeeProvider
+from appliance.tee.software import SoftwareTee
+from appliance.variables import BindAddress, TcpAddress, UnixAddress, VsockAddress
+from kmscore.errors import ConfigError, Unavailable
+from kmscore.nonce import EnvelopeNonces, NonceIssuer, UsedNonces
+from kmscore.secret import SecretBytes
+from kmscore.store import Store, StoreLimits
+
+logger = logging.getLogger(__name__)
+
+TEE_RETRY_S = 2.0
+SWEEP_INTERVAL_S = 1.0
+REQUESTS_FINISH_S = 10.0
+FINAL_PUSH_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node that is built but not running."""
+
+    identity: TeeIdentity
+    app: ASGIApp
+    node_tick: NodeTick
+    sync_tick: SyncTick
+    sweeper: Sweeper
+    keys: ClusterKeys
+
+
+async def open_tee(settings: Settings, http: httpx.AsyncClient) -> TeeProvider:
+    """The TEE provider that the settings name. Raises `ConfigError` for one that this build does not have."""
+    match settings.tee_provider:
+        case TeeProviderName.SOFTWARE:
+            return SoftwareTee.generate(os.urandom)
+        case TeeProviderName.ODYN:
+            return OdynTee(http, settings.odyn_url)
+        case TeeProviderName.NSM:
+            raise ConfigError("TEE_PROVIDER=nsm needs the enclave image, which this build is not; use odyn or software")
+
+
+def build_node(
+    settings: Settings,
+    *,
+    identity: TeeIdentity,
+    tee: TeeProvider,
+    reader: ChainReader,
+    http: httpx.AsyncClient,
+    clock: Clock,
+    random_bytes: Callable[[int], bytes],
+    rng: random.Random,
+) -> Node:
+    """Wire one node together. No I/O happens here."""
+    limits = StoreLimits(
+        max_value_bytes=settings.max_kv_value_size_bytes,
+        max_app_bytes=settings.max_app_storage_bytes,
+        max_store_bytes=settings.max_store_bytes,
+        max_tombstones_per_app=settings.max_tombstones_per_app,
+        tombstone_retention_ms=settings.tombstone_retention_ms,
+        max_clock_skew_ms=settings.max_clock_skew_ms,
+        quota_policy=settings.quota_policy,
+    )
+    registry = NovaRegistry(reader, settings.nova_app_registry_address)
+    kms_registry = KmsRegistry(reader, settings.kms_registry_address, settings.chain_id)
+    availability = Availability()
+    keys = ClusterKeys(clock)
+    replica = Replica(Store(identity.wallet, limits, random_bytes(16)), keys, clock, limits, random_bytes)
+    peers = PeerCache(
+        registry,
+        http,
+        clock,
+        kms_app_id=settings.kms_app_id,
+        https_only=settings.in_enclave,
+        ttl_s=settings.peer_cache_ttl_seconds,
+    )
+    pop = PopVerifier(
+        wallet=identity.wallet,
+        issuer=NonceIssuer(SecretBytes(random_bytes(32)), int(settings.pop_max_age_seconds * 1000)),
+        used=UsedNonces(max_per_owner=_nonces_per_wallet(settings)),
+        clock=clock,
+        random_bytes=random_bytes,
+        max_age_s=settings.pop_max_age_seconds,
+    )
+    gate = EnvelopeGate(tee, EnvelopeNonces(), LabelMemory(settings.e2e_label))
+    transport = PeerTransport(own_wallet=identity.wallet, tee=tee, gate=gate, keys=keys, http=http, clock=clock)
+    # What one answer may carry: a whole store in hex in JSON in hex, for peers that know no pages.
+    max_snapshot_bytes = 4 * settings.max_sync_payload_bytes
+    snapshots = SnapshotClient(replica, transport, max_answer_bytes=max_snapshot_bytes)
+    pusher = Pusher(
+        own_wallet=identity.wallet,
+        replica=replica,
+        transport=transport,
+        snapshots=snapshots,
+        clock=clock,
+        isolation_ms=settings.tombstone_retention_ms // 2,
+    )
+    limiter = AddressLimiter(
+        RateLimiter(settings.rate_limit_per_minute, clock),
+        RateLimiter(settings.nonce_rate_limit_per_minute, clock),
+        settings.trusted_ingress,
+    )
+    wallet_limiter = RateLimiter(settings.identity_rate_limit_per_minute, clock)
+    answerer = Answerer(wallet=identity.wallet, tee=tee, gate=gate, pop=pop, write_lock=replica.write_lock)
+    app = build_app(
+        PublicApi(
+            version=version("nova-kms"),
+            identity=identity,
+            node_url=settings.node_instance_url,
+            kms_app_id=settings.kms_app_id,
+            registry_address=settings.nova_app_registry_address,
+            pop=pop,
+            availability=availability,
+            keys=keys,
+            peers=peers,
+            pusher=pusher,
+            replica=replica,
+            clock=clock,
+        ),
+        KmsApi(
+            availability=availability,
+            pop=pop,
+            authorizer=AppAuthorizer(
+                CachedNovaRegistry(registry, clock, ttl_s=settings.registry_cache_ttl_seconds),
+                kms_app_id=settings.kms_app_id,
+            ),
+            gate=gate,
+            answerer=answerer,
+            keys=keys,
+            replica=replica,
+            clock=clock,
+            wallet_limiter=wallet_limiter,
+            give_back=limiter.give_back,
+            max_body_bytes=settings.max_request_body_bytes,
+        ),
+        SyncApi(
+            own_wallet=identity.wallet,
+            boot_id=random_bytes(16).hex(),
+            pop=pop,
+            peers=peers,
+            gate=gate,
+            answerer=answerer,
+            keys=keys,
+            replica=replica,
+            snapshots=SnapshotServer(replica, max_answer_bytes=max_snapshot_bytes),
+            secrets=SecretServer(keys, random_bytes),
+            pusher=pusher,
+            wallet_limiter=wallet_limiter,
+            give_back=limiter.give_back,
+            max_body_bytes=settings.max_sync_payload_bytes,
+        ),
+        limiter,
+    )
+    node_tick = NodeTick(
+        identity=identity,
+        tee=tee,
+        peers=peers,
+        kms_registry=kms_registry,
+        keys=keys,
+        replica=replica,
+        pusher=pusher,
+        secrets=SecretClient(transport),
+        snapshots=snapshots,
+        availability=availability,
+        grace_s=settings.peer_cache_ttl_seconds,
+        rng=rng,
+    )
+    sync_tick = SyncTick(peers=peers, keys=keys, pusher=pusher, availability=availability)
+    sweeper = Sweeper(replica=replica, peers=peers, pusher=pusher, clock=clock)
+    return Node(identity, app, node_tick, sync_tick, sweeper, keys)
+
+
+async def serve(settings: Settings) -> None:
+    """Run a node until SIGTERM or SIGINT; on return everything is stopped and every secret wiped.
+
+    Raises `ConfigError` when it must not start, `InvariantBroken` or what a tick did not expect when it must not go on.
+    """
+    clock = SystemClock()
+    rng = random.Random(secrets.randbits(64))  # noqa: S311 - jitter and the order of peers, no secrets
+    async with AsyncExitStack() as cleanup:
+        http = await cleanup.enter_async_context(new_http_client())
+        tee = await open_tee(settings, http)
+        cleanup.push_async_callback(_shielded, tee.aclose)
+        identity = await _identity_of(tee)
+        reader = ChainReader(
+            settings.helios_rpc_urls,
+            settings.chain_rpc_quorum,
+            settings.chain_id,
+            settings.chain_confirmations,
+        )
+        cleanup.push_async_callback(_shielded, reader.aclose)
+        node = build_node(
+            settings,
+            identity=identity,
+            tee=tee,
+            reader=reader,
+            http=http,
+            clock=clock,
+            random_bytes=secrets.token_bytes,
+            rng=rng,
+        )
+        cleanup.callback(node.keys.wipe)
+        listener = bind(settings.bind_addr)
+        cleanup.callback(listener.close)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                node.app,
+                http=BoundedHttpProtocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=int(REQUESTS_FINISH_S),
+                backlog=1024,
+            )
+        )
+        await _run(settings, node, reader, server, listener, rng)
+
+
+async def _run(
+    settings: Settings,
+    node: Node,
+    reader: ChainReader,
+    server: uvicorn.Server,
+    listener: socket.socket,
+    rng: random.Random,
+) -> None:
+    # uvicorn raises the signals it caught again once it has stopped; the receiver around it is what then takes them.
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT):
+        async with anyio.create_task_group() as group:
+            group.start_soon(_node_ticks, settings, node, reader, rng)
+            group.start_soon(
+                lambda: run_periodically(
+                    "sync_tick", node.sync_tick.run_once, interval_s=settings.data_sync_interval_seconds, rng=rng
+                )
+            )
+            group.start_soon(
+                lambda: run_periodically("sweep", node.sweeper.run_once, interval_s=SWEEP_INTERVAL_S, rng=rng)
+            )
+            logger.info("serving", extra={"wallet": short(node.identity.wallet), "address": repr(settings.bind_addr)})
+            await server.serve(sockets=[listener])
+            group.cancel_scope.cancel()
+        logger.info("stopped serving, pushing once more")
+        with anyio.move_on_after(FINAL_PUSH_S, shield=True):
+            await node.sync_tick.run_once()
+
+
+async def _node_ticks(settings: Settings, node: Node, reader: ChainReader, rng: random.Random) -> None:
+    """node_tick for ever, after the chain behind the RPC has been found to be the configured one."""
+    checked = False
+
+    async def tick() -> None:
+        nonlocal checked
+        if not checked:
+            await reader.check_chain_id()
+            checked = True
+        await node.node_tick.run_once()
+
+    await run_periodically("node_tick", tick, interval_s=settings.kms_node_tick_seconds, rng=rng)
+
+
+async def _identity_of(tee: TeeProvider) -> TeeIdentity:
+    """The identity, waited for: the runtime that owns the keys may still be starting."""
+    while True:
+        try:
+            return await tee.identity()
+        except Unavailable as error:
+            logger.warning("waiting for the TEE provider", extra={"reason": str(error)})
+            await anyio.sleep(TEE_RETRY_S)
+
+
+def _nonces_per_wallet(settings: Settings) -> int:
+    """How many nonces one wallet can have used while they are remembered, at its rate limit; no bound without one."""
+    remembered_min = 2 * settings.pop_max_age_seconds / 60
+    return math.ceil((1 + remembered_min) * settings.identity_rate_limit_per_minute) or sys.maxsize
+
+
+def bind(address: BindAddress) -> socket.socket:
+    """A listening socket for the address. Raises `ConfigError` when it cannot be had."""
+    try:
+        match address:
+            case TcpAddress(host, port):
+                family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+                listener = socket.socket(family, socket.SOCK_STREAM)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(where)
+            case UnixAddress(path):
+                listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                if Path(path).is_socket():
+                    Path(path).unlink()  # left by an earlier process
+                listener.bind(path)
+            case VsockAddress(port):
+                listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+                listener.bind((socket.VMADDR_CID_ANY, port))
+    except OSError as error:
+        raise ConfigError(f"BIND_ADDR cannot be bound: {os.strerror(error.errno or 0)}") from error
+    listener.setblocking(False)
+    return listener
+
+
+async def _shielded(close: Callable[[], Awaitable[None]]) -> None:
+    with anyio.move_on_after(5, shield=True):
+        await close()
