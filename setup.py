@@ -22,6 +22,7 @@ EXTENSIONS = {
     "_keccak": [],
     "_mac": ["libcrypto"],
     "_pop": ["libsecp256k1", "libcrypto"],
+    "_record": [],
     "_secret": ["libcrypto"],
     "_store": [],
 }

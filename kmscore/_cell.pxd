@@ -1,0 +1,216 @@
+# What the store keeps for one record, and the two structures that link records by themselves: queues and the change log.
+
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from kmscore._memory cimport Memory, claim
+from kmscore._table cimport Node
+from kmscore._vclock cimport ClockEntry, Writer, max_number
+
+
+# Not the cpython.bytes declarations: those ask for the GIL, which reading the size of a bytes object we own does not need.
+cdef extern from "Python.h" nogil:
+    Py_ssize_t PyBytes_GET_SIZE(PyObject *value)
+    char *PyBytes_AS_STRING(PyObject *value)
+
+
+cdef enum:
+    RECORD_COST = 128  # what a record counts beyond key and ciphertext (store §1)
+    MAX_LEVEL = 16     # of the change log: enough for 4^16 records
+    NO_HEAP = 0xFFFFFFFF
+
+
+cdef enum CellState:
+    LIVE
+    RETAINED   # expired, invisible, kept so that no older version from a lagging peer can come back
+    TOMBSTONE
+
+
+# Which heap a slot means depends on the state: a live cell is ranked by expiry and by eviction order, a retained one by
+# expiry and by change; a tombstone is in no heap.
+cdef enum:
+    BY_EXPIRY = 0
+    BY_TURN = 1
+
+
+cdef struct Tower:
+    Cell *prev
+    Cell *next
+
+
+# One allocation: the struct, `level` towers, the key.
+cdef struct Cell:
+    Node node             # size: of the key
+    Space *space
+    PyObject *value       # a bytes object, shared with whoever wrote or reads it, never copied; NULL: tombstone
+    ClockEntry *clock     # interned writers, one reference each
+    Writer *source        # the peer that sent exactly this version and payload, or NULL
+    Cell *prev            # in the queue of its state
+    Cell *next
+    int64_t seq
+    int64_t updated_at_ms
+    int64_t ttl_ms
+    int64_t received_at_ms
+    uint32_t heap_at[2]   # index in the heap of each slot, or NO_HEAP
+    uint16_t entries      # of the clock
+    uint8_t level
+    uint8_t state
+    uint8_t by_snapshot
+
+
+cdef struct Queue:
+    Cell *first
+    Cell *last
+
+
+cdef struct HeapItem:
+    int64_t rank
+    Cell *cell
+
+
+cdef struct Heap:
+    HeapItem *items
+    size_t count
+    size_t capacity
+    int slot
+
+
+# A namespace. `floor` is the largest record ever evicted, stripped to key and time.
+cdef struct Space:
+    PyObject *app_id      # borrowed from the Namespace object that holds this struct
+    uint64_t number       # tells namespaces apart in the hash of a key
+    Space *next_emptied
+    bint emptied
+    size_t cells
+    size_t live
+    size_t tombstones
+    int64_t live_bytes
+    int64_t retained_bytes
+    int64_t newest_ms     # largest updated_at_ms of a live record ever
+    Queue live_cells
+    Queue retained_cells  # in the order in which they expired
+    Heap evictable
+    Cell *floor
+
+
+# Every cell in the order of its newest change: a skip list, doubly linked on all levels so that unlinking needs no search.
+cdef struct ChangeLog:
+    Cell *head            # closes the ring on every level
+    int64_t last_seq
+
+
+cdef inline Tower *towers(const Cell *cell) noexcept nogil:
+    return <Tower *>(cell + 1)
+
+
+cdef inline char *cell_key(const Cell *cell) noexcept nogil:
+    return <char *>(towers(cell) + cell.level)
+
+
+cdef inline size_t value_size(const Cell *cell) noexcept nogil:
+    return <size_t>PyBytes_GET_SIZE(cell.value) if cell.value != NULL else 0
+
+
+cdef inline int64_t cell_size(const Cell *cell) noexcept nogil:
+    return <int64_t>(cell.node.size + value_size(cell)) + RECORD_COST
+
+
+# The last moment at which the record is visible. Both terms are at most 2^62.
+cdef inline int64_t expires_at(const Cell *cell) noexcept nogil:
+    if cell.ttl_ms >= max_number() and cell.updated_at_ms >= max_number():
+        return max_number() + (max_number() - 1)
+    return cell.updated_at_ms + cell.ttl_ms
+
+
+cdef inline bint is_visible(const Cell *cell, int64_t now_ms) noexcept nogil:
+    return cell.state == LIVE and (cell.ttl_ms == 0 or now_ms <= expires_at(cell))
+
+
+cdef inline Cell *new_cell(Memory *memory, size_t level, size_t key_size) noexcept nogil:
+    cdef Cell *cell = <Cell *>claim(memory, sizeof(Cell) + level * sizeof(Tower) + key_size)
+    if cell != NULL:
+        memset(cell, 0, sizeof(Cell))
+        cell.level = <uint8_t>level
+        cell.heap_at[BY_EXPIRY] = cell.heap_at[BY_TURN] = NO_HEAP
+    return cell
+
+
+# Each level with a quarter of the records of the one below, from the half of the keyed hash that the table does not use.
+cdef inline size_t level_of(uint64_t digest) noexcept nogil:
+    cdef size_t level = 1
+    digest >>= 32
+    while digest & 3 == 0 and level < MAX_LEVEL:
+        digest >>= 2
+        level += 1
+    return level
+
+
+cdef inline void queue_append(Queue *queue, Cell *cell) noexcept nogil:
+    cell.prev = queue.last
+    cell.next = NULL
+    if queue.last != NULL:
+        queue.last.next = cell
+    else:
+        queue.first = cell
+    queue.last = cell
+
+
+cdef inline void queue_remove(Queue *queue, Cell *cell) noexcept nogil:
+    if cell.prev != NULL:
+        cell.prev.next = cell.next
+    else:
+        queue.first = cell.next
+    if cell.next != NULL:
+        cell.next.prev = cell.prev
+    else:
+        queue.last = cell.prev
+    cell.prev = cell.next = NULL
+
+
+cdef inline bint log_open(ChangeLog *log, Memory *memory) noexcept nogil:
+    cdef size_t level
+    log.last_seq = 0
+    log.head = new_cell(memory, MAX_LEVEL, 0)
+    if log.head == NULL:
+        return False
+    for level in range(<size_t>MAX_LEVEL):
+        towers(log.head)[level].prev = towers(log.head)[level].next = log.head
+    return True
+
+
+# Gives the cell the next sequence number and the last place.
+cdef inline void log_append(ChangeLog *log, Cell *cell) noexcept nogil:
+    cdef size_t level
+    cdef Cell *last
+    log.last_seq += 1
+    cell.seq = log.last_seq
+    for level in range(cell.level):
+        last = towers(log.head)[level].prev
+        towers(cell)[level].prev = last
+        towers(cell)[level].next = log.head
+        towers(last)[level].next = cell
+        towers(log.head)[level].prev = cell
+
+
+cdef inline void log_remove(Cell *cell) noexcept nogil:
+    cdef size_t level
+    cdef Tower link
+    for level in range(cell.level):
+        link = towers(cell)[level]
+        towers(link.prev)[level].next = link.next
+        towers(link.next)[level].prev = link.prev
+
+
+# The first cell that changed after `seq`, or the head when there is none.
+cdef inline Cell *log_after(const ChangeLog *log, int64_t seq) noexcept nogil:
+    cdef Cell *cell = log.head
+    cdef Cell *ahead
+    cdef int level = MAX_LEVEL - 1
+    while level >= 0:
+        ahead = towers(cell)[level].next
+        while ahead != log.head and ahead.seq <= seq:
+            cell = ahead
+            ahead = towers(cell)[level].next
+        level -= 1
+    return towers(cell)[0].next

@@ -1,0 +1,39 @@
+# Allocation for the store's C structures, counted, so that what a record costs can be asserted instead of estimated.
+
+from libc.stdlib cimport free, malloc, realloc
+
+
+cdef extern from "malloc.h" nogil:
+    size_t malloc_usable_size(void *block)
+
+
+cdef enum:
+    CHUNK_HEADER = 8  # what glibc's malloc keeps in front of every block
+
+
+cdef struct Memory:
+    size_t used  # bytes held now, rounding and headers of malloc included
+
+
+cdef inline size_t block_cost(void *block) noexcept nogil:
+    return malloc_usable_size(block) + CHUNK_HEADER if block != NULL else 0
+
+
+cdef inline void *claim(Memory *memory, size_t size) noexcept nogil:
+    cdef void *block = malloc(size)
+    memory.used += block_cost(block)
+    return block
+
+
+# NULL leaves `block` as it was, as realloc does.
+cdef inline void *resize(Memory *memory, void *block, size_t size) noexcept nogil:
+    cdef size_t cost = block_cost(block)
+    cdef void *moved = realloc(block, size)
+    if moved != NULL:
+        memory.used = memory.used - cost + block_cost(moved)
+    return moved
+
+
+cdef inline void release(Memory *memory, void *block) noexcept nogil:
+    memory.used -= block_cost(block)
+    free(block)

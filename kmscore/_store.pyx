@@ -1,0 +1,685 @@
+"""The replicated in-memory store of one node: namespaces of records, their merge, and the log of local changes (store §1-§4).
+
+Every operation costs O(1) or O(log n) in the number of records, or what it returns. The store refuses to read a clock,
+to make random numbers and to know plaintext: callers pass in the time, the seed of the keyed hash and ciphertexts. It is
+not constant-time. A method is one step under the GIL: it either happens or raises and has changed nothing.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_GetItemWithError
+from cpython.long cimport PyLong_CheckExact
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from cpython.unicode cimport PyUnicode_CheckExact, PyUnicode_DecodeUTF8
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from kmscore._cell cimport (
+    BY_TURN,
+    RECORD_COST,
+    TOMBSTONE,
+    Cell,
+    PyBytes_AS_STRING,
+    Space,
+    cell_key,
+    cell_size,
+    is_visible,
+    log_after,
+    log_remove,
+    towers,
+)
+from kmscore._index cimport (
+    CHANGES_RECORD,
+    NOTICES_PER_CALL,
+    NOTICES_UNDER_PRESSURE,
+    RAISES_FLOOR,
+    ROOM_FITS,
+    Core,
+    Decision,
+    Newcomer,
+    Room,
+    core_open,
+    decide,
+    detach,
+    drop_clock,
+    enter_cell,
+    evict_oldest,
+    find_cell,
+    find_room,
+    forget_cell,
+    free_cell,
+    hold_joined,
+    make_cell,
+    mark_emptied,
+    notice_expired,
+    own_counter,
+    raise_floor,
+    reclaim_expired,
+    reserve_live,
+    strip_cell,
+    unlink_cell,
+)
+from kmscore._memory cimport release
+from kmscore._merge cimport INSERTED, REPLACED_BY_VERSION, View
+from kmscore._record cimport Record, make_record, view_of_record
+from kmscore._siphash cimport HashKey
+from kmscore._siphash cimport siphash24 as siphash24_kernel
+from kmscore._table cimport table_close
+from kmscore._vclock cimport (
+    MAX_CLOCK_ENTRIES,
+    MAX_WRITER_BYTES,
+    ClockEntry,
+    Writer,
+    drop_writer,
+    find_writer,
+    hold_name,
+    join_clocks,
+    max_number,
+)
+
+from kmscore.errors import Reason, Rejected
+from kmscore.store_types import Batch, MergeOutcome, QuotaPolicy, StoreStats
+
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+    long long PyLong_AsLongLongAndOverflow(object number, int *overflow) except? -1
+
+
+cdef enum:
+    SEED_BYTES = 16
+    SEAL_BYTES = 28        # nonce and tag of a value at rest (protocol §5)
+    SCANS_PER_BATCH = 10000  # log positions one call of `since` looks at: some 100 µs when all are skipped
+
+cdef tuple OUTCOMES = tuple(MergeOutcome)
+
+
+cdef struct Text:
+    const char *data
+    size_t size
+
+
+# An own write that has been found acceptable, and what it will store. `space` and `cell` are NULL when there are none.
+cdef struct Write:
+    Text key
+    Space *space
+    Cell *cell
+    int64_t updated_at_ms
+    int64_t ttl_ms
+    ClockEntry own
+    Room room
+
+
+@cython.final
+@cython.no_gc
+cdef class Namespace:
+    """Keeps the C struct of a namespace at one address, and its app id alive."""
+
+    cdef Space space
+    cdef object app_id
+
+
+cdef object bad_field(str message):
+    return Rejected(Reason.BAD_FIELD, message)
+
+
+cdef HashKey hash_key_of(bytes seed) except *:
+    cdef HashKey key
+    if PyBytes_GET_SIZE(seed) != SEED_BYTES:
+        raise bad_field("the seed of a store must be 16 bytes")
+    memcpy(&key, <const char *>seed, SEED_BYTES)
+    return key
+
+
+cdef Text name_of(object name) except *:
+    cdef Text text
+    cdef Py_ssize_t size = 0
+    text.data = PyUnicode_AsUTF8AndSize(name, &size)
+    text.size = <size_t>size
+    if text.size > MAX_WRITER_BYTES:
+        raise bad_field("a writer's name is too long")
+    return text
+
+
+def siphash24(bytes key not None, bytes data not None) -> int:
+    """SipHash-2-4 of `data` under a key of 16 bytes, as an unsigned integer: for its test vectors."""
+    return siphash24_kernel(hash_key_of(key), data, PyBytes_GET_SIZE(data))
+
+
+# It holds Python objects that cannot point back at it, and must never be cleared before it is deallocated.
+@cython.final
+@cython.no_gc
+cdef class Store:
+    """The records of all namespaces of one node.
+
+    `writer` is this node's name in version clocks (its wallet, at most 128 UTF-8 bytes), `limits` a StoreLimits, `seed`
+    16 random bytes, new for each process, for the keyed hash of the tables. Raises Rejected (bad_field) for a name or
+    seed of another size.
+
+    `now_ms` is unix time in milliseconds everywhere. App ids are integers from 0 to 2^256 - 1.
+    """
+
+    cdef Core core
+    cdef dict namespaces
+
+    def __cinit__(self, str writer not None, limits, *, bytes seed not None):
+        cdef Text name = name_of(writer)
+        self.namespaces = {}
+        self.core.hash_key = hash_key_of(seed)
+        self.core.bounds.key_bytes = limits.max_key_bytes
+        self.core.bounds.peer_key_bytes = limits.max_peer_key_bytes
+        self.core.bounds.value_bytes = limits.max_value_bytes
+        self.core.bounds.app_bytes = limits.max_app_bytes
+        self.core.bounds.store_bytes = limits.max_store_bytes
+        self.core.bounds.tombstones = limits.max_tombstones_per_app
+        self.core.bounds.retention_ms = limits.tombstone_retention_ms
+        self.core.bounds.skew_ms = limits.max_clock_skew_ms
+        self.core.bounds.evict = limits.quota_policy is QuotaPolicy.EVICT
+        if not core_open(&self.core):
+            raise MemoryError()
+        self.core.own = hold_name(
+            &self.core.writers, &self.core.memory, self.core.hash_key, name.data, name.size
+        )
+        if self.core.own == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        if self.core.log.head != NULL:
+            self._free_records()
+            release(&self.core.memory, self.core.log.head)
+        if self.core.own != NULL:
+            drop_writer(&self.core.writers, &self.core.memory, self.core.own)
+        release(&self.core.memory, self.core.expiring.items)
+        release(&self.core.memory, self.core.retained.items)
+        release(&self.core.memory, self.core.retained_by_seq.items)
+        table_close(&self.core.cells, &self.core.memory)
+        table_close(&self.core.writers, &self.core.memory)
+
+    @property
+    def last_seq(self) -> int:
+        """The sequence number of the newest local change, 0 before the first (store §4)."""
+        return self.core.log.last_seq
+
+    # --- own writes ---
+
+    def plan_put(self, app_id, key, Py_ssize_t ciphertext_size, ttl_ms, int64_t now_ms) -> int:
+        """What `put` would return or raise for a ciphertext of that many bytes; changes nothing."""
+        cdef Write write
+        self._plan_put(app_id, key, ciphertext_size, ttl_ms, now_ms, &write)
+        return write.updated_at_ms
+
+    def put(self, app_id, key, bytes ciphertext not None, ttl_ms, int64_t now_ms) -> int:
+        """Stores `ciphertext` under `key` and returns the record's updated_at_ms (store §1).
+
+        `key` is text of 1 to `max_key_bytes` UTF-8 bytes, `ttl_ms` an integer from 0 (no expiry) to 2^62. Raises
+        Rejected, in this order: bad_field for app id, key or ttl; value_too_large; bad_field when a counter or time is
+        used up; quota when the namespace or the store is full. MemoryError changes nothing either.
+        """
+        cdef Write write
+        self._plan_put(app_id, key, PyBytes_GET_SIZE(ciphertext), ttl_ms, now_ms, &write)
+        self._apply_write(app_id, &write, ciphertext, now_ms)
+        return write.updated_at_ms
+
+    def plan_delete(self, app_id, key, int64_t now_ms) -> int:
+        """What `delete` would return or raise; changes nothing."""
+        cdef Write write
+        self._plan_delete(app_id, key, now_ms, &write)
+        return write.updated_at_ms
+
+    def delete(self, app_id, key, int64_t now_ms) -> int:
+        """Leaves a tombstone for `key` and returns its updated_at_ms (store §1).
+
+        Raises Rejected, in this order: bad_field for the key; not_found when the key is absent, expired or deleted;
+        quota at `max_tombstones_per_app`; bad_field when a counter or time is used up.
+        """
+        cdef Write write
+        self._plan_delete(app_id, key, now_ms, &write)
+        self._apply_write(app_id, &write, None, now_ms)
+        return write.updated_at_ms
+
+    # --- reads ---
+
+    def get(self, app_id, key, int64_t now_ms):
+        """The live record of `key`, or None. Raises Rejected (bad_field) for the key."""
+        cdef Text text = self._checked_key(key)
+        cdef Cell *cell = find_cell(&self.core, self._find_space(app_id), text.data, text.size)
+        notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
+        if cell == NULL or not is_visible(cell, now_ms):
+            return None
+        return record_of(cell)
+
+    def keys(self, app_id, int64_t now_ms) -> list:
+        """The keys of the live records of a namespace, sorted. Costs what it lists."""
+        cdef list keys = []
+        cdef Space *space
+        cdef Cell *cell
+        notice_expired(&self.core, now_ms, NOTICES_UNDER_PRESSURE)
+        space = self._find_space(app_id)
+        cell = space.live_cells.first if space != NULL else NULL
+        while cell != NULL:
+            if is_visible(cell, now_ms):
+                keys.append(key_of(cell))
+            cell = cell.next
+        keys.sort()
+        return keys
+
+    def stats(self, int64_t now_ms):
+        """Counts of live records, as a StoreStats.
+
+        Expired records are out of it as soon as they are noticed: at most 1,000 in one call, more in the next.
+        """
+        notice_expired(&self.core, now_ms, NOTICES_UNDER_PRESSURE)
+        return StoreStats(
+            namespaces=self.core.live_spaces,
+            total_keys=self.core.live,
+            total_bytes=self.core.live_bytes,
+            tombstones=self.core.tombstone_count,
+        )
+
+    def memory_used(self) -> int:
+        """Bytes that the store holds in C structures, the rounding of malloc included, without keys' and values' share
+        being told apart; ciphertexts are Python bytes objects and not in it."""
+        return self.core.memory.used
+
+    # --- records of peers ---
+
+    def evaluate(self, app_id, Record record not None, int64_t now_ms):
+        """The MergeOutcome that `merge` would have now; changes nothing. Raises Rejected (bad_field) for the app id."""
+        cdef View theirs = view_of_record(record)
+        cdef Space *space = self._find_space(app_id)
+        cdef Newcomer newcomer = newcomer_of(record, &theirs)
+        cdef Cell *cell
+        if space == NULL:
+            self._check_app_id(app_id)
+        notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
+        cell = find_cell(&self.core, space, newcomer.key, newcomer.key_size)
+        return OUTCOMES[<int>decide(&self.core, space, cell, &theirs, &newcomer, now_ms).verdict.outcome]
+
+    def merge(self, app_id, Record record not None, int64_t now_ms, source=None, bint snapshot=False):
+        """Merges a peer's record and returns the MergeOutcome (store §2, §3).
+
+        `source` names the peer (at most 128 UTF-8 bytes): `since` can leave out what is exactly as that peer sent it.
+        `snapshot` marks what came by snapshot in the same way. A refusal changes nothing, with one exception: a record
+        that is refused because it would be evicted at once raises the eviction floor, so that the order of arrival does
+        not matter. Raises Rejected (bad_field) for the app id or the source.
+        """
+        cdef View theirs = view_of_record(record)
+        cdef Space *space = self._find_space(app_id)
+        cdef Newcomer newcomer = newcomer_of(record, &theirs)
+        cdef Cell *cell
+        cdef Decision decision
+        if space == NULL:
+            self._check_app_id(app_id)
+        notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
+        cell = find_cell(&self.core, space, newcomer.key, newcomer.key_size)
+        decision = decide(&self.core, space, cell, &theirs, &newcomer, now_ms)
+        if decision.effect == RAISES_FLOOR:
+            self._apply_floor(space, cell, &newcomer, &decision)
+        elif decision.effect == CHANGES_RECORD:
+            self._apply_merge(app_id, space, cell, record, &theirs, &newcomer, &decision, now_ms, source, snapshot)
+        self._forget_namespaces()
+        return OUTCOMES[<int>decision.verdict.outcome]
+
+    def since(
+        self,
+        int64_t seq,
+        *,
+        Py_ssize_t limit_records,
+        int64_t limit_bytes,
+        exclude_source=None,
+        bint exclude_snapshot=False,
+    ):
+        """The records that changed after `seq`, oldest change first, as a Batch (store §4).
+
+        At most `limit_records`, and at most `limit_bytes` counted as key, ciphertext and 128 each, but at least one
+        record when there is one. Left out are records that are exactly as the peer `exclude_source` sent them and, with
+        `exclude_snapshot`, those that came by snapshot. One call looks at no more than 10,000 records.
+        """
+        # While a cell is held nothing here makes an object that the garbage collector tracks: a collection could run
+        # code that changes the store. Lists grow without one; the tuples are made afterwards.
+        cdef list app_ids = []
+        cdef list seqs = []
+        cdef list records = []
+        cdef Writer *excluded = NULL
+        cdef Text name
+        cdef Py_ssize_t scans = SCANS_PER_BATCH
+        cdef bint done
+        cdef Cell *cell
+        if exclude_source is not None:
+            name = name_of(exclude_source)
+            excluded = find_writer(&self.core.writers, self.core.hash_key, name.data, name.size)
+        cell = log_after(&self.core.log, seq)
+        while cell != self.core.log.head and scans > 0 and limit_records > 0:
+            scans -= 1
+            if not ((excluded != NULL and cell.source == excluded) or (exclude_snapshot and cell.by_snapshot)):
+                limit_bytes -= cell_size(cell)
+                if limit_bytes < 0 and records:
+                    break
+                limit_records -= 1
+                app_ids.append(<object>cell.space.app_id)
+                seqs.append(cell.seq)
+                records.append(record_of(cell))
+            seq = cell.seq
+            cell = towers(cell)[0].next
+        done = cell == self.core.log.head
+        if done:
+            seq = self.core.log.last_seq
+        return Batch(records=list(zip(app_ids, seqs, records)), next_seq=seq, done=done)
+
+    # --- upkeep ---
+
+    def sweep(self, int64_t now_ms, int64_t acked_seq, Py_ssize_t budget=1000) -> int:
+        """Frees up to `budget` records that nobody needs any more and returns how many (store §1).
+
+        `acked_seq` is the sequence number up to which every eligible peer has acknowledged. Expired records go once it
+        covers them, or after the tombstone retention since their expiry; tombstones once it covers them and the
+        retention since their receipt is over.
+        """
+        cdef Cell *cell
+        cdef Py_ssize_t freed = 0
+        cdef int64_t horizon_ms = now_ms - self.core.bounds.retention_ms
+        notice_expired(&self.core, now_ms, NOTICES_UNDER_PRESSURE)
+        while freed < budget:
+            cell = self._sweepable(horizon_ms, acked_seq)
+            if cell == NULL:
+                break
+            forget_cell(&self.core, cell)
+            freed += 1
+        self._forget_namespaces()
+        return freed
+
+    def clear(self) -> None:
+        """Forgets every record and eviction floor, in time proportional to the records. Sequence numbers go on."""
+        self._free_records()
+        self._forget_namespaces()
+
+    # --- helpers ---
+
+    cdef Cell *_sweepable(self, int64_t horizon_ms, int64_t acked_seq) noexcept:
+        cdef Core *core = &self.core
+        cdef Cell *oldest = core.tombstones.first
+        if core.retained.count > 0:
+            if core.retained_by_seq.items[0].rank <= acked_seq:
+                return core.retained_by_seq.items[0].cell
+            if core.retained.items[0].rank < horizon_ms:
+                return core.retained.items[0].cell
+        if oldest != NULL and oldest.received_at_ms <= horizon_ms and oldest.seq <= acked_seq:
+            return oldest
+        return NULL
+
+    cdef void _free_records(self) noexcept:
+        cdef Cell *cell = towers(self.core.log.head)[0].next
+        cdef Cell *following
+        cdef Namespace namespace
+        while cell != self.core.log.head:
+            following = towers(cell)[0].next
+            forget_cell(&self.core, cell)
+            cell = following
+        for namespace in self.namespaces.values():
+            release(&self.core.memory, namespace.space.floor)
+            namespace.space.floor = NULL
+            mark_emptied(&self.core, &namespace.space)
+        self._forget_namespaces()
+
+    # Drops the namespaces that have neither records nor a floor left.
+    cdef void _forget_namespaces(self) noexcept:
+        cdef Space *space = self.core.emptied
+        cdef Space *following
+        self.core.emptied = NULL
+        while space != NULL:
+            following = space.next_emptied
+            space.emptied = False
+            if space.cells == 0 and space.floor == NULL:
+                release(&self.core.memory, space.evictable.items)
+                space.evictable.items = NULL
+                self.namespaces.pop(<object>space.app_id, None)
+            space = following
+
+    cdef int _check_app_id(self, app_id) except -1:
+        if not PyLong_CheckExact(app_id) or not 0 <= app_id < 1 << 256:
+            raise bad_field("an app id must be an integer from 0 to 2^256 - 1")
+        return 0
+
+    cdef Text _checked_key(self, key) except *:
+        cdef Text text
+        cdef Py_ssize_t size = 0
+        if not PyUnicode_CheckExact(key):
+            raise bad_field("key must be text")
+        try:
+            text.data = PyUnicode_AsUTF8AndSize(key, &size)
+        except UnicodeEncodeError:
+            raise bad_field("key must be text that UTF-8 can hold") from None
+        if not 1 <= size <= self.core.bounds.key_bytes:
+            raise bad_field("key must be between 1 byte and the limit for keys")
+        text.size = <size_t>size
+        return text
+
+    cdef Space *_find_space(self, app_id) except? NULL:
+        cdef PyObject *found = PyDict_GetItemWithError(self.namespaces, app_id)
+        return &(<Namespace>found).space if found != NULL else NULL
+
+    # The namespace of an app id that is valid and has none; it goes again when nothing is put into it.
+    cdef Space *_make_space(self, app_id) except NULL:
+        cdef Namespace namespace = Namespace.__new__(Namespace)
+        namespace.app_id = app_id
+        namespace.space.app_id = <PyObject *>app_id
+        namespace.space.evictable.slot = BY_TURN
+        self.core.spaces_made += 1
+        namespace.space.number = self.core.spaces_made
+        self.namespaces[app_id] = namespace
+        mark_emptied(&self.core, &namespace.space)
+        return &namespace.space
+
+    # Finds the record and the numbers of a write that supersedes it (store §1).
+    cdef int _plan_write(self, app_id, int64_t now_ms, Write *write) except -1:
+        write.space = self._find_space(app_id)
+        write.cell = find_cell(&self.core, write.space, write.key.data, write.key.size)
+        write.updated_at_ms = now_ms
+        write.own.writer = self.core.own
+        write.own.counter = max(own_counter(&self.core, write.cell) + 1, now_ms)
+        if write.cell != NULL:
+            write.updated_at_ms = max(now_ms, write.cell.updated_at_ms + 1)
+        return 0
+
+    cdef int _check_numbers(self, const Write *write) except -1:
+        cdef size_t entries = 0
+        if write.own.counter > max_number() or write.updated_at_ms > max_number():
+            raise bad_field("the counters of this key are used up")
+        if write.cell != NULL:
+            entries = join_clocks(write.cell.clock, write.cell.entries, &write.own, 1, NULL)
+        if entries > MAX_CLOCK_ENTRIES:
+            raise bad_field("the version of this key has too many writers")
+        return 0
+
+    cdef int _plan_put(
+        self, app_id, key, Py_ssize_t ciphertext_size, ttl_ms, int64_t now_ms, Write *write
+    ) except -1:
+        cdef int overflow = 0
+        cdef Newcomer newcomer
+        self._check_app_id(app_id)
+        write.key = self._checked_key(key)
+        if not PyLong_CheckExact(ttl_ms):
+            raise bad_field("ttl_ms must be an integer")
+        write.ttl_ms = PyLong_AsLongLongAndOverflow(ttl_ms, &overflow)
+        if overflow != 0 or not 0 <= write.ttl_ms <= max_number():
+            raise bad_field("ttl_ms must be from 0 to 2^62")
+        if not 0 <= ciphertext_size <= self.core.bounds.value_bytes + SEAL_BYTES:
+            raise Rejected(Reason.VALUE_TOO_LARGE, "the value is too large")
+        notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
+        self._plan_write(app_id, now_ms, write)
+        if write.space != NULL and write.space.floor != NULL:
+            write.updated_at_ms = max(write.updated_at_ms, write.space.floor.updated_at_ms + 1)
+        newcomer.key = write.key.data
+        newcomer.key_size = write.key.size
+        newcomer.size = <int64_t>write.key.size + ciphertext_size + RECORD_COST
+        newcomer.tombstone = False
+        newcomer.updated_at_ms = max_number() + 1  # after everything that may have to make room for it
+        write.room = find_room(&self.core, write.space, write.cell, &newcomer, True, now_ms)
+        if write.room.evictions > 0:
+            write.updated_at_ms = max(write.updated_at_ms, write.space.newest_ms + 1)
+        self._check_numbers(write)
+        if write.room.verdict != ROOM_FITS:
+            raise Rejected(Reason.QUOTA, "the storage of this app or of the node is full")
+        return 0
+
+    cdef int _plan_delete(self, app_id, key, int64_t now_ms, Write *write) except -1:
+        write.key = self._checked_key(key)
+        notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
+        self._plan_write(app_id, now_ms, write)
+        write.ttl_ms = 0
+        write.room.reclaim_bytes = 0
+        write.room.evictions = 0
+        if write.cell == NULL or not is_visible(write.cell, now_ms):
+            raise Rejected(Reason.NOT_FOUND, "there is no such key")
+        if write.space.tombstones >= self.core.bounds.tombstones:
+            raise Rejected(Reason.QUOTA, "this app has too many deleted keys that are not forgotten yet")
+        self._check_numbers(write)
+        return 0
+
+    cdef int _apply_write(self, app_id, Write *write, bytes ciphertext, int64_t now_ms) except -1:
+        cdef Space *space = write.space if write.space != NULL else self._make_space(app_id)
+        cdef size_t entries = 0
+        cdef ClockEntry *clock = hold_joined(&self.core, write.cell, &write.own, 1, &entries)
+        cdef Cell *cell = write.cell
+        if cell == NULL and clock != NULL:
+            cell = make_cell(&self.core, space, write.key.data, write.key.size)
+        if clock == NULL or cell == NULL or not reserve_live(&self.core, space):
+            self._undo(write.cell, cell, clock, entries)
+            raise MemoryError()
+        self._leave(write.cell)
+        reclaim_expired(&self.core, space, write.room.reclaim_bytes)
+        evict_oldest(&self.core, space, write.room.evictions)
+        self._rewrite(cell, clock, entries, ciphertext, write.updated_at_ms, write.ttl_ms)
+        enter_cell(&self.core, cell, write.cell == NULL, now_ms)
+        self._forget_namespaces()
+        return 0
+
+    cdef int _apply_merge(
+        self,
+        app_id,
+        Space *space,
+        Cell *known,
+        Record record,
+        const View *theirs,
+        const Newcomer *newcomer,
+        const Decision *decision,
+        int64_t now_ms,
+        source,
+        bint snapshot,
+    ) except -1:
+        cdef bint exact = decision.verdict.outcome == INSERTED or decision.verdict.outcome == REPLACED_BY_VERSION
+        cdef size_t entries = 0
+        cdef ClockEntry own
+        cdef ClockEntry *clock
+        cdef Cell *cell = known
+        cdef Writer *sender = NULL
+        cdef Text name
+        own.writer = self.core.own
+        own.counter = decision.own_counter
+        if exact and source is not None:
+            name = name_of(source)
+            sender = hold_name(&self.core.writers, &self.core.memory, self.core.hash_key, name.data, name.size)
+            if sender == NULL:
+                raise MemoryError()
+        if space == NULL:
+            space = self._make_space(app_id)
+        if decision.verdict.reissue:
+            clock = hold_joined(&self.core, known, &own, 1, &entries)
+        else:
+            clock = hold_joined(&self.core, known, theirs.clock, theirs.entries, &entries)
+        if known == NULL and clock != NULL:
+            cell = make_cell(&self.core, space, newcomer.key, newcomer.key_size)
+        if clock == NULL or cell == NULL or not reserve_live(&self.core, space):
+            self._undo(known, cell, clock, entries)
+            if sender != NULL:
+                drop_writer(&self.core.writers, &self.core.memory, sender)
+            raise MemoryError()
+        self._leave(known)
+        reclaim_expired(&self.core, space, decision.room.reclaim_bytes)
+        evict_oldest(&self.core, space, decision.room.evictions)
+        if decision.verdict.take_theirs:
+            self._rewrite(cell, clock, entries, record.value, record.updated_at_ms, record.ttl_ms)
+        else:
+            self._rewrite(
+                cell,
+                clock,
+                entries,
+                <bytes>cell.value if cell.value != NULL else None,
+                cell.updated_at_ms,
+                cell.ttl_ms,
+            )
+        cell.source = sender
+        cell.by_snapshot = exact and snapshot
+        enter_cell(&self.core, cell, known == NULL, now_ms)
+        return 0
+
+    # For a record that would be evicted as soon as it is in: what it would have pushed out goes, and it becomes the floor.
+    cdef int _apply_floor(
+        self, Space *space, Cell *known, const Newcomer *newcomer, const Decision *decision
+    ) except -1:
+        cdef Cell *floor = make_cell(&self.core, space, newcomer.key, newcomer.key_size)
+        if floor == NULL:
+            raise MemoryError()
+        floor.updated_at_ms = newcomer.updated_at_ms
+        if known != NULL:
+            forget_cell(&self.core, known)
+        reclaim_expired(&self.core, space, decision.room.reclaim_bytes)
+        evict_oldest(&self.core, space, decision.room.evictions)
+        raise_floor(&self.core, space, floor)
+        return 0
+
+    # Takes a known record out of all indexes but the table, to be rewritten.
+    cdef void _leave(self, Cell *known) noexcept:
+        if known != NULL:
+            detach(&self.core, known)
+            log_remove(known)
+
+    cdef void _undo(self, Cell *known, Cell *cell, ClockEntry *clock, size_t entries) noexcept:
+        if clock != NULL:
+            drop_clock(&self.core, clock, entries)
+        if known == NULL and cell != NULL:
+            release(&self.core.memory, cell)
+        self._forget_namespaces()
+
+    # Replaces what a cell holds; it takes over the references in `clock`. The marks of its origin go.
+    cdef void _rewrite(
+        self, Cell *cell, ClockEntry *clock, size_t entries, bytes value, int64_t updated_at_ms, int64_t ttl_ms
+    ) noexcept:
+        cdef PyObject *kept = NULL
+        if value is not None:
+            Py_INCREF(value)
+            kept = <PyObject *>value
+        strip_cell(&self.core, cell)
+        cell.value = kept
+        cell.clock = clock
+        cell.entries = <unsigned short>entries
+        cell.updated_at_ms = updated_at_ms
+        cell.ttl_ms = ttl_ms
+        cell.by_snapshot = False
+
+
+cdef Newcomer newcomer_of(Record record, const View *theirs) except *:
+    cdef Newcomer newcomer
+    cdef Py_ssize_t size = 0
+    newcomer.key = PyUnicode_AsUTF8AndSize(record.key, &size)
+    newcomer.key_size = <size_t>size
+    newcomer.updated_at_ms = theirs.updated_at_ms
+    newcomer.size = <int64_t>(newcomer.key_size + theirs.value_size) + RECORD_COST
+    newcomer.tombstone = theirs.value == NULL
+    return newcomer
+
+
+cdef str key_of(const Cell *cell):
+    return PyUnicode_DecodeUTF8(cell_key(cell), cell.node.size, NULL)
+
+
+cdef Record record_of(const Cell *cell):
+    return make_record(
+        key_of(cell),
+        <bytes>cell.value if cell.value != NULL else None,
+        cell.updated_at_ms,
+        cell.ttl_ms,
+        cell.clock,
+        cell.entries,
+    )

@@ -1,0 +1,28 @@
+"""The replicated store: what callers import (store §1 to §4)."""
+
+from kmscore._record import Record, encode_record, merge_records, parse_record
+from kmscore._store import Store
+from kmscore.store_types import (
+    Batch,
+    MergeOutcome,
+    QuotaPolicy,
+    RecordRefused,
+    SkipReason,
+    StoreLimits,
+    StoreStats,
+)
+
+__all__ = [
+    "Batch",
+    "MergeOutcome",
+    "QuotaPolicy",
+    "Record",
+    "RecordRefused",
+    "SkipReason",
+    "Store",
+    "StoreLimits",
+    "StoreStats",
+    "encode_record",
+    "merge_records",
+    "parse_record",
+]
