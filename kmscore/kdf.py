@@ -1,0 +1,111 @@
+"""Keys derived from the master secret, and values encrypted at rest (protocol §4-§5).
+
+Refuses to take an app id from anything but its caller, and knows no policy: who may derive what is decided before.
+"""
+
+from typing import Final, final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from kmscore.errors import InvariantBroken, Reason, Rejected
+from kmscore.keccak import keccak256
+from kmscore.secret import SecretBytes
+
+MASTER_SECRET_BYTES: Final = 32
+DATA_KEY_BYTES: Final = 32
+MAX_LENGTH_BYTES: Final = 1024  # protocol §4
+MAX_APP_ID: Final = 2**256 - 1  # a uint256 on the chain
+NONCE_BYTES: Final = 12
+TAG_BYTES: Final = 16
+
+_SYNC_APP_ID: Final = 0
+_SYNC_PATH: Final = "sync_hmac_key"
+_DATA_PATH: Final = "data_key"
+
+
+def derive_app_key(master: SecretBytes, app_id: int, path: str, context: str = "", length: int = 32) -> bytes:
+    """The app's key for `path` and `context`, `length` bytes (protocol §4).
+
+    The colon between path and context is part of the format: path "a:b" and path "a" with context "b" are one key.
+
+    Raises InvariantBroken for a master secret that is not 32 bytes long, then `Rejected(BAD_FIELD)` for an app id
+    outside 0..2**256-1, an empty path, a length outside 1..1024, and a path or context that has no UTF-8 form. Values
+    of other types than those annotated, booleans included, are refused the same way.
+    """
+    if len(master) != MASTER_SECRET_BYTES:
+        raise InvariantBroken("the master secret is not 32 bytes long")
+    if type(app_id) is not int or not 0 <= app_id <= MAX_APP_ID:
+        raise Rejected(Reason.BAD_FIELD, "the app id is not a number from 0 to 2**256-1")
+    if not isinstance(path, str) or not path:
+        raise Rejected(Reason.BAD_FIELD, "path is not a non-empty string")
+    if not isinstance(context, str):
+        raise Rejected(Reason.BAD_FIELD, "context is not a string")
+    if type(length) is not int or not 1 <= length <= MAX_LENGTH_BYTES:
+        raise Rejected(Reason.BAD_FIELD, f"length is not a number from 1 to {MAX_LENGTH_BYTES}")
+    try:
+        info = (f"{path}:{context}" if context else path).encode("utf-8")
+    except UnicodeEncodeError:
+        info = b""
+    if not info:
+        # Raised out here so that our error does not carry the encoder's, which keeps the text.
+        raise Rejected(Reason.BAD_FIELD, "path or context has half of a surrogate pair")
+    return HKDF(SHA256(), length, f"nova-kms:app:{app_id}".encode("ascii"), info).derive(master.reveal())
+
+
+def derive_data_key(master: SecretBytes, app_id: int) -> SecretBytes:
+    """The key of the app's values at rest, 32 bytes. Raises like `derive_app_key`."""
+    return SecretBytes(derive_app_key(master, app_id, _DATA_PATH, length=DATA_KEY_BYTES))
+
+
+def derive_sync_key(master: SecretBytes) -> SecretBytes:
+    """The key of `X-Sync-Signature`, 32 bytes. Raises like `derive_app_key`."""
+    return SecretBytes(derive_app_key(master, _SYNC_APP_ID, _SYNC_PATH))
+
+
+def master_secret_hash(master: SecretBytes) -> bytes:
+    """What the chain shows of the master secret: its keccak256, 32 bytes (chain §2)."""
+    return keccak256(master.reveal())
+
+
+@final
+class DataCipher:
+    """AES-256-GCM of one app's values: 12-byte nonce ‖ ciphertext ‖ 16-byte tag, no associated data (protocol §5).
+
+    The key is copied into `cryptography`'s memory and cannot be wiped from there.
+    """
+
+    __slots__ = ("_aead",)
+
+    def __init__(self, key: SecretBytes) -> None:
+        """Raises InvariantBroken for a key that is not 32 bytes long."""
+        if len(key) != DATA_KEY_BYTES:
+            raise InvariantBroken("a data key is not 32 bytes long")
+        self._aead = AESGCM(key.reveal())
+
+    def seal(self, plaintext: bytes, nonce: bytes) -> bytes:
+        """Encrypt a value. `nonce` is 12 random bytes, so equal values differ; InvariantBroken for another length."""
+        if len(nonce) != NONCE_BYTES:
+            raise InvariantBroken("the nonce of a value is not 12 bytes long")
+        return nonce + self._aead.encrypt(nonce, plaintext, None)
+
+    def open(self, ciphertext: bytes) -> bytes:
+        """Decrypt a value. Raises `Rejected(UNDECRYPTABLE)` when it is too short or was not made with this key."""
+        if len(ciphertext) >= NONCE_BYTES + TAG_BYTES:
+            try:
+                return self._aead.decrypt(ciphertext[:NONCE_BYTES], ciphertext[NONCE_BYTES:], None)
+            except InvalidTag:
+                pass
+        raise Rejected(Reason.UNDECRYPTABLE, "the value cannot be decrypted with the key of this app")
+
+    def check(self, ciphertext: bytes) -> None:
+        """Raises `Rejected(UNDECRYPTABLE)` for a ciphertext that `open` would refuse; nothing is returned."""
+        self.open(ciphertext)
+
+    def __repr__(self) -> str:
+        return "DataCipher()"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a data cipher cannot be pickled or copied")
