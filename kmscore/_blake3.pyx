@@ -113,7 +113,8 @@ cdef inline void mix(uint32_t* v, int a, int b, int c, int d, uint32_t x, uint32
 
 @cython.overflowcheck(False)
 cdef void compress(
-    uint32_t* out, const uint32_t* chaining, const uint32_t* block, uint64_t counter, uint32_t block_size, uint32_t flags,
+    uint32_t* out, const uint32_t* chaining, const uint32_t* block, uint64_t counter, uint32_t block_size,
+    uint32_t flags,
 ) noexcept nogil:
     # Leaves the 16 words of the state, not yet folded, in out. v is local because out could alias block, which would
     # send every word through memory.

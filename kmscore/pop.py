@@ -32,7 +32,7 @@ _DIGITS = frozenset("0123456789abcdef")
 
 
 def response_text(caller_signature: str, receiver: str) -> bytes:
-    """What a node signs under every successful answer: proof that the addressed node answered this request (protocol §2).
+    """What a node signs under every answer: proof that the addressed node answered this very request (protocol §2).
 
     `caller_signature` is the request's signature exactly as sent, 130 or 132 ASCII characters; `receiver` the wallet of
     the answering node in any accepted form, canonical in the text.
@@ -44,8 +44,8 @@ def response_text(caller_signature: str, receiver: str) -> bytes:
 def answer_text(caller_signature: str, status: int, body_sha256: str, receiver: str) -> bytes:
     """What our nodes sign besides, so that a refusal is believed only from the node itself (protocol §4, extension).
 
-    `status` is the HTTP status, 100 to 599; `body_sha256` the SHA-256 of the body as sent, 64 lower-case digits; the rest
-    as in `response_text`.
+    `status` is the HTTP status, 100 to 599; `body_sha256` the SHA-256 of the body as sent, 64 lower-case digits; the
+    other two are as in `response_text`.
     Raises, in this order: InvariantBroken for status and hash, Rejected(SIGNATURE), Rejected(WALLET).
     """
     if not 100 <= status <= 599:
