@@ -46,6 +46,10 @@ class Call:
     to: str
     data: bytes
 
+    def as_transaction(self) -> dict[str, str]:
+        """The transaction object of JSON-RPC that makes this call."""
+        return {"to": self.to, "data": "0x" + self.data.hex()}
+
 
 def encode_call(to: str, selector: bytes, *arguments: int | str | bytes) -> Call:
     """A call whose arguments each take one word: an unsigned integer, a canonical wallet, or 32 bytes."""

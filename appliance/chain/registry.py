@@ -24,6 +24,7 @@ from appliance.chain.abi import (
 )
 from appliance.chain.rpc import ChainReader, Reverted
 from appliance.chain.types import App, ChainError, Instance, MemberFacts, Version
+from appliance.log import short
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class NovaRegistry:
             raise ChainError("the registry does not list the app's active instances")
         wallets = decode_wallets(listed, MAX_MEMBERS + 1)
         if len(wallets) > MAX_MEMBERS:
-            logger.error("the app has too many active instances; the rest is left out", extra={"limit": MAX_MEMBERS})
+            logger.error("the app has too many active instances; the rest is left out", extra={"count": MAX_MEMBERS})
         wallets = list(dict.fromkeys(wallets))[:MAX_MEMBERS]
 
         answers = await self._reader.call_batch([self._call(GET_INSTANCE_BY_WALLET, w) for w in wallets], number)
@@ -114,8 +115,8 @@ def _is_own_record(instance: Instance | None, wallet: str, app_id: int) -> TypeG
     """Whether the record found for a listed wallet is that wallet's and of the app; says in the log if it is not."""
     if instance is not None and instance.wallet == wallet and instance.app_id == app_id:
         return True
-    found = "none" if instance is None else "another wallet's or app's"
-    logger.warning("a listed instance has no record of its own", extra={"wallet": wallet[2:10], "found": found})
+    reason = "no record" if instance is None else "the record of another wallet or app"
+    logger.warning("a listed instance is left out", extra={"wallet": short(wallet), "reason": reason})
     return False
 
 

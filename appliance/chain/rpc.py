@@ -127,11 +127,6 @@ class ChainReader:
         self._jitter = jitter
         self._highest_read = 0
 
-    @property
-    def chain_id(self) -> int:
-        """The id of the chain this reader was built for."""
-        return self._chain_id
-
     async def aclose(self) -> None:
         """Closes every connection."""
         for provider in self._providers:
@@ -220,9 +215,9 @@ class ChainReader:
             if verdict is None:
                 raise ChainError(self._disagreement(questions[at].method, heard, at))
             agreed.append(verdict[0])
-        for provider, answers in heard.items():
+        for at, answers in heard.items():
             if answers != agreed:
-                logger.warning("a chain provider was outvoted", extra={"provider": provider})
+                logger.warning("a chain provider was outvoted", extra={"rpc_index": at})
         return agreed
 
     async def agree_on_numbers(self, questions: Sequence[Question[int]]) -> list[int]:
@@ -264,7 +259,7 @@ class ChainReader:
             try:
                 heard[at] = await self._ask(provider, questions)
             except ChainError as error:
-                logger.warning("a chain provider does not answer", extra={"provider": at, "error": str(error)})
+                logger.warning("a chain provider does not answer", extra={"rpc_index": at, "reason": str(error)})
                 return
             if enough(heard):
                 scope = group.cancel_scope
@@ -315,7 +310,7 @@ class ChainReader:
 
 def call_at(call: Call, block: str, sender: str | None = None) -> "Question[bytes | Reverted]":
     """eth_call at a block (a hexadecimal number or a tag), as if sent by `sender`."""
-    transaction = {"to": call.to, "data": "0x" + call.data.hex()}
+    transaction = call.as_transaction()
     if sender is not None:
         transaction["from"] = sender
     return Question("eth_call", (transaction, block), parse_data, parse_revert)

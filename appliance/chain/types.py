@@ -5,7 +5,7 @@ is not a key and a URL that leads anywhere. Who may do what with these facts is 
 """
 
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import IntEnum
 from typing import Protocol
 
 from kmscore.errors import Unavailable
@@ -96,21 +96,6 @@ class PinnedBlock:
 
     number: int
     hash: bytes
-
-
-class ClaimOutcome(Enum):
-    """How an attempt to set the master secret hash ended (chain §4, writes).
-
-    None of them proves what the chain holds: the hash is read back at a later tick.
-    """
-
-    CLAIMED = "claimed"
-    ALREADY_SET = "already_set"
-    NOT_AUTHORIZED = "not_authorized"
-    PENDING = "pending"
-    """A transaction of this wallet is in the pool and not mined; nothing further was sent."""
-    INSUFFICIENT_FUNDS = "insufficient_funds"
-    """The wallet cannot pay for the transaction; nothing was sent."""
 
 
 class RegistryReads(Protocol):
