@@ -11,7 +11,6 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import anyio
@@ -19,6 +18,7 @@ import httpx
 import uvicorn
 from starlette.types import ASGIApp
 
+from appliance import __version__
 from appliance.api.app import AddressLimiter, build_app
 from appliance.api.exchange import Answerer
 from appliance.api.http_protocol import BoundedHttpProtocol
@@ -113,7 +113,7 @@ def build_node(
     kms_registry = KmsRegistry(reader, settings.kms_registry_address, settings.chain_id)
     availability = Availability()
     keys = ClusterKeys(clock)
-    replica = Replica(Store(identity.wallet, limits, random_bytes(16)), keys, clock, limits, random_bytes)
+    replica = Replica(Store(identity.wallet, limits, seed=random_bytes(16)), keys, clock, limits, random_bytes)
     peers = PeerCache(
         registry,
         http,
@@ -152,7 +152,7 @@ def build_node(
     answerer = Answerer(wallet=identity.wallet, tee=tee, gate=gate, pop=pop, write_lock=replica.write_lock)
     app = build_app(
         PublicApi(
-            version=version("nova-kms"),
+            version=__version__,
             identity=identity,
             node_url=settings.node_instance_url,
             kms_app_id=settings.kms_app_id,

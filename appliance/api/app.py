@@ -63,8 +63,10 @@ def build_app(public: PublicApi, kms: KmsApi, sync: SyncApi, limiter: AddressLim
             except (Rejected, Unavailable) as error:
                 return response_for(error)
 
-        # Without a method list Starlette lets every method through, so that a refusal can name all that the path has.
-        return Route(path, endpoint, methods=None)
+        made = Route(path, endpoint)
+        # Every method comes to the endpoint, so that its refusal can name all that the path has.
+        made.methods = None
+        return made
 
     def open_to_all(handler: Handler) -> Mapping[str, Handler]:
         return {"GET": handler, "HEAD": handler}

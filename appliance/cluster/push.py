@@ -165,8 +165,8 @@ class Pusher:
                 await self._deliver(peer, progress, batch.records, refused)
             if boot_id is not None and progress.boot_id != boot_id:
                 continue  # the peer restarted meanwhile: begin again from nothing acknowledged
-            for app_id, seq, record in refused:
-                self._park(progress, app_id, seq, record)
+            for entry in refused:
+                self._park(progress, *entry)
             progress.acked_seq = batch.next_seq
             done = batch.done
 
@@ -208,15 +208,15 @@ class Pusher:
         for (app_id, key), parked in list(progress.parked.items()):
             if parked.retry_at_ms > now_ms:
                 continue
-            entry = self._replica.store.entry(app_id, key)
-            if entry is None or entry[0] != parked.seq:
+            found = self._replica.store.since(parked.seq - 1, limit_records=1, limit_bytes=1).records
+            if not found or found[0][1] != parked.seq:
                 # Gone, or changed since and therefore further along in the log: the ordinary push carries it.
                 del progress.parked[app_id, key]
                 continue
             refused: list[Entry] = []
-            await self._deliver(peer, progress, [(app_id, parked.seq, entry[1])], refused)
+            await self._deliver(peer, progress, found, refused)
             if refused:
-                self._park(progress, app_id, parked.seq, entry[1])
+                self._park(progress, *found[0])
             else:
                 progress.parked.pop((app_id, key), None)
 
