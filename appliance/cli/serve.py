@@ -7,11 +7,9 @@ import sys
 import anyio
 import click
 
+from appliance.cli.errors import first_error
 from appliance.settings import Settings
 from kmscore.errors import ConfigError
-
-EXIT_CONFIG = 2
-EXIT_FAILED = 1
 
 
 def _epilog() -> str:
@@ -33,31 +31,20 @@ def serve() -> None:
       HELIOS_RPC_URL=http://127.0.0.1:8545 CHAIN_ID=31337 CHAIN_CONFIRMATIONS=0 \\
       NOVA_APP_REGISTRY_ADDRESS=0x… KMS_REGISTRY_ADDRESS=0x… KMS_APP_ID=1 nova-kms serve
     """
-    try:
-        settings = Settings.from_environ(os.environ)
-    except ConfigError as error:
-        click.echo(f"nova-kms: {error}", err=True)
-        sys.exit(EXIT_CONFIG)
+    settings = Settings.from_environ(os.environ)
     # Only now: the chain libraries take a second to import, and a wrong setting should not cost it.
-    from appliance.hardening import LibcCalls, harden_process
+    from appliance.hardening import LinuxCalls, harden_process
     from appliance.log import configure_logging, install_exception_hooks
     from appliance.main import serve as serve_node
 
     configure_logging(settings.log_level, settings.log_format)
     install_exception_hooks()
-    logger = logging.getLogger("appliance")
+    harden_process(LinuxCalls(), lock_memory=settings.in_enclave)
     try:
-        harden_process(LibcCalls(), lock_memory=settings.in_enclave)
         anyio.run(serve_node, settings, backend_options={"use_uvloop": True})
-    except* ConfigError as group:
-        click.echo(f"nova-kms: {_first(group)}", err=True)
-        sys.exit(EXIT_CONFIG)
-    except* Exception as group:
-        logger.critical("the node stops: something failed that nothing provides for", exc_info=_first(group))
-        sys.exit(EXIT_FAILED)
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    except Exception as raised:
+        error = first_error(raised)
+        if isinstance(error, ConfigError):
+            raise error from None
+        logging.getLogger("appliance").critical("the node stops on an unexpected failure", exc_info=error)
+        sys.exit(1)

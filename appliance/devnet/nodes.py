@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,13 +12,14 @@ import anyio
 import httpx
 
 from appliance.http import new_http_client
+from kmscore.errors import KmsError
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 25.0
 POLL_S = 0.2
 
 
-class DevnetError(Exception):
+class DevnetError(KmsError):
     """The devnet cannot go on; `str(error)` says what happened and where to look."""
 
 
@@ -34,13 +34,6 @@ class NodeStatus:
     total_keys: int
 
 
-def free_port() -> int:
-    """A TCP port on loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class NodeProcess:
     """One running node; its log goes to a file."""
 
@@ -49,11 +42,19 @@ class NodeProcess:
         self.url = f"http://127.0.0.1:{port}"
         self.log_path = log_path
         # Nothing of our own environment but what a program needs to start: the node is told everything by `environ`.
-        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR") if name in os.environ}
+        inherited = {
+            name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR") if name in os.environ
+        }
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "appliance", "serve"],
-                env={**inherited, "IN_ENCLAVE": "false", "TEE_PROVIDER": "software", "BIND_ADDR": f"127.0.0.1:{port}", **environ},
+                env={
+                    **inherited,
+                    "IN_ENCLAVE": "false",
+                    "TEE_PROVIDER": "software",
+                    "BIND_ADDR": f"127.0.0.1:{port}",
+                    **environ,
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -103,7 +104,7 @@ class NodeProcess:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         with anyio.move_on_after(STOP_TIMEOUT_S, shield=True):
-            while self._process.poll() is None:
+            while self._process.poll() is None:  # noqa: ASYNC110 - a child has no event to wait for
                 await anyio.sleep(0.05)
         if self._process.poll() is None:
             self._process.kill()
