@@ -146,8 +146,8 @@ class TestMixedCluster:
         assert mixed.at["legacy"].get("big-of-nova") is None
         assert mixed.nova.available()
         nodes = request("GET", mixed.nova.url + "/nodes").json()["operators"]
-        (legacy,) = [node for node in nodes if wire.parse_wallet(node["operator"]) == mixed.at["legacy"].target.wallet]
-        assert "parked" in str(legacy), "store §4: a parked record is shown in /nodes"
+        (legacy,) = [node for node in nodes if node["instance"]["tee_wallet"] == mixed.at["legacy"].target.wallet]
+        assert legacy["push"]["parked_records"] == 1, "store §4: a parked record is shown in /nodes"
 
     def test_a_value_of_350_kb_goes_alone_and_arrives(self, mixed: Mixed) -> None:
         value = secrets.token_bytes(350_000)
@@ -192,6 +192,12 @@ class TestMixedCluster:
         mixed.at["nova"].put("fence-after", b"x")
         eventually(lambda: mixed.at["legacy"].get("fence-after"))
         assert sum(entry["inner"]["records"] for entry in mixed.legacy.journal("delta")[before:]) == 1
+
+    def test_nodes_lists_both_by_their_wallets(self, mixed: Mixed) -> None:
+        nodes = request("GET", mixed.nova.url + "/nodes").json()
+        wallets = {client.target.wallet for client in mixed.at.values()}
+        assert wallets <= {node["operator"] for node in nodes["operators"]}, "protocol §6: operator is the wallet"
+        assert nodes["count"] == len(nodes["operators"])
 
     def test_no_extension_is_probed_at_a_peer_that_announces_none(self, mixed: Mixed) -> None:
         kinds = {entry["type"] for entry in mixed.legacy.journal()}
