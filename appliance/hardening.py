@@ -8,9 +8,9 @@ the system lets us lock all memory; an enclave has no swap.
 
 import ctypes
 import logging
-import os
 import resource
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from kmscore.errors import ConfigError
@@ -36,15 +36,27 @@ class Hardening:
 
 
 class SystemCalls(Protocol):
-    """The two calls Python does not wrap; each returns 0 or an errno."""
+    """What hardening asks of the system."""
 
-    def prctl(self, option: int, value: int) -> int: ...
+    def forbid_core_files(self) -> bool:
+        """RLIMIT_CORE 0, soft and hard; whether that worked."""
+        ...
 
-    def mlockall(self, flags: int) -> int: ...
+    def prctl(self, option: int, value: int) -> int:
+        """0 or an errno."""
+        ...
+
+    def mlockall(self, flags: int) -> int:
+        """0 or an errno."""
+        ...
+
+    def may_lock_everything(self) -> bool:
+        """Whether RLIMIT_MEMLOCK does not bound this process."""
+        ...
 
 
-class LibcCalls:
-    """`SystemCalls` through the C library this interpreter is linked with."""
+class LinuxCalls:
+    """`SystemCalls` of this kernel, through the C library the interpreter is linked with."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -53,11 +65,22 @@ class LibcCalls:
         self._libc.mlockall.argtypes = [ctypes.c_int]
         self._libc.mlockall.restype = ctypes.c_int
 
+    def forbid_core_files(self) -> bool:
+        try:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        except (OSError, ValueError):
+            return False
+        return True
+
     def prctl(self, option: int, value: int) -> int:
         return 0 if self._libc.prctl(option, value, 0, 0, 0) == 0 else ctypes.get_errno()
 
     def mlockall(self, flags: int) -> int:
         return 0 if self._libc.mlockall(flags) == 0 else ctypes.get_errno()
+
+    def may_lock_everything(self) -> bool:
+        soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        return soft == resource.RLIM_INFINITY or bool(_effective_capabilities() >> CAP_IPC_LOCK & 1)
 
 
 def harden_process(calls: SystemCalls, *, lock_memory: bool) -> Hardening:
@@ -72,10 +95,8 @@ def harden_process(calls: SystemCalls, *, lock_memory: bool) -> Hardening:
 def forbid_core_dumps(calls: SystemCalls) -> None:
     """RLIMIT_CORE 0, soft and hard, and PR_SET_DUMPABLE 0, which also covers dumps that are piped to a program (those
     ignore the limit). ConfigError."""
-    try:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (OSError, ValueError) as error:
-        raise ConfigError("core dumps cannot be switched off: setrlimit(RLIMIT_CORE) failed") from error
+    if not calls.forbid_core_files():
+        raise ConfigError("core dumps cannot be switched off: setrlimit(RLIMIT_CORE) failed")
     if calls.prctl(PR_SET_DUMPABLE, 0) != 0:
         raise ConfigError("core dumps cannot be switched off: prctl(PR_SET_DUMPABLE) failed")
 
@@ -86,7 +107,7 @@ def try_lock_memory(calls: SystemCalls) -> bool:
     With a finite RLIMIT_MEMLOCK and no CAP_IPC_LOCK the call could succeed now and make later allocations fail, so it
     is not tried then.
     """
-    if not _lock_limit_is_off():
+    if not calls.may_lock_everything():
         _logger.warning("memory is not locked: RLIMIT_MEMLOCK is finite and CAP_IPC_LOCK is missing")
         return False
     errno = calls.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)
@@ -97,15 +118,10 @@ def try_lock_memory(calls: SystemCalls) -> bool:
     return True
 
 
-def _lock_limit_is_off() -> bool:
-    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    return soft == resource.RLIM_INFINITY or _has_capability(CAP_IPC_LOCK)
-
-
-def _has_capability(number: int) -> bool:
+def _effective_capabilities() -> int:
+    """The bits of this process's effective capabilities (proc(5)); none when they cannot be read."""
     try:
-        with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123
-            effective = next((line for line in status if line.startswith("CapEff:")), "CapEff:\t0")
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return os.geteuid() == 0
-    return bool(int(effective.split()[1], 16) >> number & 1)
+        return 0
+    return next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:")), 0)

@@ -30,7 +30,8 @@ FIELDS = frozenset(
         # who and what, as numbers of the registry or identifiers cut by short()
         "app_id", "instance_id", "version_id", "chain_id", "wallet", "peer", "source", "operator", "boot_id",
         # decisions and outcomes, as words of our own enumerations; error and reason also as the sentence of a KmsError
-        "check", "reason", "error", "outcome", "state", "previous_state", "kind", "provider", "label", "policy", "setting",
+        "check", "reason", "error", "outcome", "state", "previous_state", "kind", "provider", "label", "policy",
+        "setting",
         # requests, without anything the caller wrote: route is the template, never the path
         "route", "method", "status", "request_id",
         # sizes, counts, times

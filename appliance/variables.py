@@ -95,8 +95,9 @@ class Variable:
 
 
 def quoted(text: str) -> str:
-    """`text` in quotes with control characters escaped, cut to 80 characters."""
-    return repr(text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + "…")
+    """`text` in quotes with control characters escaped, without a URL's user and password, cut to 80 characters."""
+    public = re.sub(r"//[^@]*@", "//…@", text)
+    return repr(public if len(public) <= MAX_SHOWN_CHARS else public[:MAX_SHOWN_CHARS] + "…")
 
 
 def hosts_only(text: str) -> str:

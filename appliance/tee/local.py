@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import anyio.to_thread
 
-from appliance.tee.port import Eip1559Transaction, TeeIdentity
+from appliance.tee.port import MAX_RANDOM_BYTES, Eip1559Transaction, TeeIdentity
 from appliance.tee.transaction import encode_signed_transaction, transaction_digest
 from kmscore.envelope import (
     LABELS,
@@ -23,8 +23,6 @@ from kmscore.envelope import (
 )
 from kmscore.errors import InvariantBroken
 from kmscore.pop import WalletKey
-
-MAX_RANDOM_BYTES = 1024
 
 # AES-GCM and hex of this much took 72 µs on one core; what is larger goes to a worker thread. The first envelope of a
 # peer costs one key agreement (250 µs) on top, wherever it runs: once a peer, and only after the peer is authorised.

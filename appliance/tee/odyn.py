@@ -19,7 +19,7 @@ import anyio.to_thread
 import httpx
 
 from appliance.http import AnswerTooLarge, read_bounded
-from appliance.tee.port import Eip1559Transaction, TeeIdentity
+from appliance.tee.port import MAX_RANDOM_BYTES, Eip1559Transaction, TeeIdentity
 from appliance.tee.transaction import verify_signed_transaction
 from kmscore.envelope import NONCE_BYTES, TAG_BYTES, Envelope, TeePublicKey, encode_envelope, parse_tee_pubkey_der
 from kmscore.errors import InvariantBroken, Reason, Rejected, Unavailable
@@ -31,7 +31,8 @@ from kmscore.pop import parse_wallet, verify_signed_by
 MAX_REQUEST_BYTES = 10 * 1024 * 1024
 MAX_MESSAGE_ANSWER_BYTES = 2 * MAX_REQUEST_BYTES + 4096
 MAX_ANSWER_BYTES = 64 * 1024
-MAX_RANDOM_BYTES = 1024
+
+# The runtime is on this machine and takes milliseconds; ten seconds are for a machine that is starved.
 DEFAULT_TIMEOUT_S = 10.0
 
 # JSON and hex of this much take about 100 µs; what is larger is encoded and parsed in a worker thread.

@@ -10,6 +10,9 @@ from typing import Protocol
 
 from kmscore.envelope import Envelope, TeePublicKey
 
+# The most `random_bytes` is asked for at once: keys and nonces are far smaller, so more is a bug.
+MAX_RANDOM_BYTES = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class TeeIdentity:
@@ -76,7 +79,7 @@ class TeeProvider(Protocol):
         ...
 
     async def random_bytes(self, size: int) -> bytes:
-        """`size` bytes (0..1024) from the provider's random source, fit for keys."""
+        """`size` bytes (0..MAX_RANDOM_BYTES) from the provider's random source, fit for keys."""
         ...
 
     async def aclose(self) -> None:

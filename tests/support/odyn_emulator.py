@@ -13,7 +13,6 @@ import json
 import secrets
 import socket
 import threading
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,11 +42,11 @@ BODY_LIMIT_BYTES = 10 * 1024 * 1024
 REPLAY_MEMORY = 4096
 
 
-class HandlerFailed(Exception):  # noqa: N818
+class HandlerFailed(Exception):
     """A handler of the runtime failed: the connection is dropped without an answer."""
 
 
-class BadRequest(Exception):  # noqa: N818
+class BadRequest(Exception):
     """400 with this text."""
 
 
@@ -351,28 +350,39 @@ class _ExposingProtocol(HttpToolsProtocol):
         self.scope.setdefault("extensions", {})["transport"] = self.transport
 
 
+class _Server(uvicorn.Server):
+    """Says when it accepts connections."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+
 class OdynServer:
     """An emulator that listens on a loopback port, on an event loop in a thread of its own."""
 
     def __init__(self, emulator: OdynEmulator) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        # asyncio switches Nagle's delay off only for sockets that say they are TCP; else each answer takes 40 ms.
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self._socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
             emulator.app, http=_ExposingProtocol, lifespan="off", log_config=None, access_log=False, loop="asyncio"
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._server.serve(sockets=[self._socket])), name="odyn-emulator", daemon=True
         )
 
     def start(self) -> Self:
-        """Returns when it accepts connections, within 10 s."""
+        """Returns when it accepts connections."""
         self._thread.start()
-        deadline = time.monotonic() + 10
-        while not self._server.started:
-            if time.monotonic() > deadline or not self._thread.is_alive():
-                raise RuntimeError("the emulator does not start")
-            time.sleep(0.005)
+        if not self._server.ready.wait(10):
+            raise RuntimeError("the emulator did not start within 10 s")
         return self
 
     def stop(self) -> None:

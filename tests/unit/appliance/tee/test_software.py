@@ -1,0 +1,107 @@
+"""Keys in this process: where they come from, that they go, and that nobody overlooks what they are."""
+
+import itertools
+import logging
+import os
+from collections.abc import Callable
+
+import pytest
+
+from appliance.tee.local import INLINE_BYTES, LocalTee
+from appliance.tee.software import SoftwareTee
+from kmscore.envelope import LABELS, AgreementKey
+from kmscore.errors import InvariantBroken, Rejected
+from kmscore.pop import WalletKey
+from kmscore.secret import SecretBytes
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def counting(first: int = 1) -> Callable[[int], bytes]:
+    """A random source that is none: 1, 2, 3 … in as many bytes as asked for."""
+    numbers = itertools.count(first)
+    return lambda size: next(numbers).to_bytes(size)
+
+
+async def test_both_keys_come_from_the_injected_source_alone() -> None:
+    first, second = SoftwareTee.generate(counting()), SoftwareTee.generate(counting())
+
+    assert await first.identity() == await second.identity()
+    assert await first.identity() != await SoftwareTee.generate(counting(100)).identity()
+
+
+async def test_keys_of_the_systems_source_differ() -> None:
+    identities = {await SoftwareTee.generate(os.urandom).identity() for _ in range(3)}
+
+    assert len(identities) == 3
+
+
+def test_a_draw_outside_the_group_is_repeated() -> None:
+    zero, one = bytes(32), bytes(31) + b"\x01"
+    draws = iter([zero, b"blinding" * 4, one, b"blinding" * 4, b"\xff" * 48, bytes(47) + b"\x01"])
+
+    SoftwareTee.generate(lambda _: next(draws))
+
+    assert next(draws, None) is None
+
+
+def test_a_source_that_never_yields_a_key_is_a_bug() -> None:
+    with pytest.raises(InvariantBroken):
+        SoftwareTee.generate(bytes)
+
+
+def test_its_construction_warns(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "appliance.tee.software"):
+        SoftwareTee.generate(os.urandom)
+
+    assert "development" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+async def test_closing_wipes_the_wallet_key() -> None:
+    key = WalletKey(SecretBytes(b"\x01" * 32))
+    tee = LocalTee(key, AgreementKey.generate(), os.urandom)
+
+    await tee.aclose()
+
+    with pytest.raises(InvariantBroken):
+        key.sign_message(b"x")
+
+
+async def test_a_label_that_is_not_the_protocols_is_a_bug() -> None:
+    tee = SoftwareTee.generate(os.urandom)
+
+    with pytest.raises(InvariantBroken):
+        await tee.seal(b"{}", (await tee.identity()).tee_pubkey, "a-label-of-its-own")
+
+
+async def test_a_random_source_that_returns_too_little_is_a_bug() -> None:
+    tee = LocalTee(WalletKey(SecretBytes(b"\x01" * 32)), AgreementKey.generate(), lambda size: bytes(size // 2))
+
+    with pytest.raises(InvariantBroken):
+        await tee.random_bytes(32)
+
+
+@pytest.mark.parametrize("size", [0, 1, INLINE_BYTES, INLINE_BYTES + 1, 4 * INLINE_BYTES])
+@pytest.mark.parametrize("label", LABELS)
+async def test_envelopes_of_every_size_open_here_or_in_a_thread(size: int, label: str) -> None:
+    ours, theirs = SoftwareTee.generate(os.urandom), SoftwareTee.generate(os.urandom)
+    ours_pubkey, theirs_pubkey = (await ours.identity()).tee_pubkey, (await theirs.identity()).tee_pubkey
+
+    envelope = await ours.seal(b"x" * size, theirs_pubkey, label)
+
+    assert await theirs.open(envelope, ours_pubkey) == (b"x" * size, label)
+
+
+async def test_a_refusal_from_a_thread_is_the_same_refusal() -> None:
+    tee = SoftwareTee.generate(os.urandom)
+    other = SoftwareTee.generate(os.urandom)
+    envelope = await tee.seal(bytes(4 * INLINE_BYTES), (await other.identity()).tee_pubkey, None)
+
+    with pytest.raises(Rejected):
+        await tee.open(envelope, (await SoftwareTee.generate(os.urandom).identity()).tee_pubkey)
