@@ -20,7 +20,7 @@ class _CheckingHandler(logging.Handler):
 
 @contextmanager
 def strict_logging() -> Iterator[None]:
-    """While it lasts, every line of `appliance`, at any level, must have a constant message and listed, plain fields."""
+    """While it lasts, every line of `appliance`, at any level, must be a constant message and listed, plain fields."""
     handler = _CheckingHandler()
     root, ours = logging.getLogger(), logging.getLogger("appliance")
     level = ours.level
