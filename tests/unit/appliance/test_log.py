@@ -15,6 +15,8 @@ from appliance.settings import LogFormat, LogLevel
 from kmscore.errors import InvariantBroken, Reason, Rejected, Unavailable
 from tests.support.strict_log import strict_logging
 
+pytestmark = pytest.mark.own_logging
+
 WALLET = "0x" + "ab12" * 10
 SECRET = "hunter2"
 
