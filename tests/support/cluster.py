@@ -19,10 +19,11 @@ from typing import Self, TypeVar
 
 import httpx
 
+from appliance.devnet.anvil import free_port
 from tests.support import wire
 from tests.support.chaos import ChaosProxy
 from tests.support.local_chain import CHAIN_ID, KMS_APP_ID, ROOT, STOPPED, LocalChain
-from tests.support.processes import free_port, stop_process
+from tests.support.processes import stop_process
 from tests.support.raw_client import RawApp, RawIdentity, RawPeer, Target, request
 
 __all__ = ["AppHandle", "ChaosProxy", "Cluster", "Node", "eventually"]
@@ -167,7 +168,7 @@ class Cluster:
         self.directory = directory
         self.nodes: list[Node] = []
         self._exits = contextlib.ExitStack()
-        self.chain = LocalChain(directory / "anvil.log")
+        self.chain = LocalChain()
 
     def __enter__(self) -> Self:
         self._exits.enter_context(self.chain)

@@ -2,22 +2,22 @@
 
 import itertools
 import json
-import subprocess
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import anyio
 import httpx
 from eth_abi import decode, encode
 
+from appliance.devnet.anvil import DEVNET_CHAIN_ID, Anvil, free_port
 from tests.support.legacy_chain import call_data
-from tests.support.processes import free_port, stop_process, wait_until
+from tests.support.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
-ANVIL_PACKAGES = ROOT / "tools/node_modules/@foundry-rs"
 ARTIFACTS = ROOT / "appliance/chain/artifacts"
 
-CHAIN_ID = 31337
+CHAIN_ID = DEVNET_CHAIN_ID
 KMS_APP_ID = 49
 ETHER = 10**18
 NO_CONTRACT = "0x" + 40 * "0"
@@ -30,13 +30,11 @@ ENROLLED, DEPRECATED, REVOKED = 0, 1, 2
 class LocalChain:
     """anvil with a NovaAppRegistry and a KMSRegistry whose KMS app has one enrolled version. A context manager."""
 
-    def __init__(self, log: Path) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._log = log
+    def __init__(self) -> None:
+        self.anvil = Anvil(free_port())
+        self.url = self.anvil.url
         self._ids = itertools.count(1)
         self._apps = itertools.count(101)
-        self._process: subprocess.Popen[bytes] | None = None
         self._client = httpx.Client(timeout=10.0, trust_env=False)
         self.owner = NO_CONTRACT
         self.app_registry = NO_CONTRACT
@@ -45,7 +43,7 @@ class LocalChain:
 
     def __enter__(self) -> Self:
         try:
-            self.start_anvil()
+            anyio.run(self.anvil.wait_ready)
             self._deploy_registries()
         except BaseException:
             self.close()
@@ -59,7 +57,7 @@ class LocalChain:
 
     def close(self) -> None:
         self._client.close()
-        self.stop_anvil()
+        self.anvil.stop()
 
     def _deploy_registries(self) -> None:
         self.owner = self.rpc("eth_accounts")[0]
@@ -68,26 +66,6 @@ class LocalChain:
         self.transact(self.kms_registry, "setKmsAppId(uint256)", KMS_APP_ID)
         self._register_app(KMS_APP_ID, self.kms_registry)
         self.kms_version = self.enroll_version(KMS_APP_ID)
-
-    # --- the process ---
-
-    def start_anvil(self) -> None:
-        """Start an empty chain on `port`."""
-        anvil = next(ANVIL_PACKAGES.glob("anvil-*/bin/anvil"))
-        command = [anvil, "--port", str(self.port), "--chain-id", str(CHAIN_ID), "--quiet"]
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        wait_until(self._answers, timeout_s=20.0, what="anvil")
-
-    def stop_anvil(self) -> None:
-        if self._process is not None:
-            stop_process(self._process)
-
-    def _answers(self) -> bool:
-        try:
-            return self.rpc("eth_chainId") == hex(CHAIN_ID)
-        except httpx.HTTPError:
-            return False
 
     # --- JSON-RPC ---
 

@@ -1,21 +1,13 @@
-"""Child processes of the integration tests: ports for them, waiting for them, ending them."""
+"""Child processes of the integration tests: waiting for them, ending them."""
 
 import contextlib
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
 
 POLL_S = 0.05
 GRACE_S = 15.0
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until(predicate: Callable[[], object], *, timeout_s: float, what: str) -> None:

@@ -1,6 +1,8 @@
 """The known answers run against the second implementation too: an oracle that is wrong proves nothing."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,11 @@ def test_a_checksummed_wallet_is_the_standards_example() -> None:
     # The first of the examples in EIP-55.
     wallet = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"
     assert wire.checksum_wallet(wallet.lower()) == wallet
+
+
+def test_the_second_implementation_imports_nothing_of_the_first() -> None:
+    program = (
+        "import sys, tests.support.legacy_node, tests.support.raw_client;"
+        "sys.exit(' '.join(name for name in sys.modules if name.split('.')[0] in ('kmscore', 'appliance')))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=VECTORS.parents[1])
