@@ -278,8 +278,10 @@ cdef class Store:
         )
 
     def memory_used(self) -> int:
-        """Bytes that the store holds in C structures, the rounding of malloc included, without keys' and values' share
-        being told apart; ciphertexts are Python bytes objects and not in it."""
+        """Bytes that the store holds in C structures: keys, versions and indexes, with what malloc adds to each block.
+
+        Not in it are ciphertexts, which are bytes objects and may be shared with callers.
+        """
         return self.core.memory.used
 
     # --- records of peers ---
@@ -433,7 +435,7 @@ cdef class Store:
             if space.cells == 0 and space.floor == NULL:
                 release(&self.core.memory, space.evictable.items)
                 space.evictable.items = NULL
-                self.namespaces.pop(<object>space.app_id, None)
+                del self.namespaces[<object>space.app_id]
             space = following
 
     cdef int _check_app_id(self, app_id) except -1:

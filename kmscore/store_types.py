@@ -83,8 +83,8 @@ class MergeOutcome(StrEnum):
 class Batch:
     """Records of the change log in order (store §4).
 
-    `records` holds (app id, sequence number, record). The next call goes on from `next_seq`; `done` says that the end of
-    the log was reached, where `next_seq` is the last sequence number the store has given out.
+    `records` holds (app id, sequence number, record). The next call goes on from `next_seq`; `done` says that the end
+    of the log was reached, where `next_seq` is the last sequence number the store has given out.
     """
 
     records: list[tuple[int, int, "Record"]]

@@ -1,0 +1,143 @@
+"""What the store costs and that it gives it back; each hostile case in a process of its own."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from kmscore.store import Record, Store
+from kmscore.store_types import StoreLimits
+
+NOW = 1_000_000
+WRITERS = [f"0x{digit * 40}" for digit in "abc"]
+LIMITS = StoreLimits(max_app_bytes=1 << 40, max_store_bytes=1 << 40)
+BUDGET = 250  # bytes a record may cost beyond key and ciphertext
+
+
+def run_child(code):
+    child = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120
+    )
+    assert (child.stderr, child.returncode) == ("", 0)
+    return child.stdout
+
+
+@pytest.mark.parametrize("count", [1_000, 50_000])
+def test_a_record_of_ours_costs_at_most_the_budget_with_its_bytes_object(count):
+    store = Store(WRITERS[0], LIMITS, seed=bytes(16))
+    for i in range(count):
+        store.put(1, f"key-{i:06}", b"v", 0, NOW)
+    assert store.memory_used() / count - 10 + sys.getsizeof(b"") <= BUDGET
+
+
+def test_a_record_with_three_writers_and_a_ttl_costs_at_most_the_budget():
+    store = Store(WRITERS[0], LIMITS, seed=bytes(16))
+    for i in range(50_000):
+        store.merge(1, Record(f"key-{i:06}", b"v", dict.fromkeys(WRITERS, 7), NOW, 60_000), NOW, WRITERS[1])
+    assert store.memory_used() / 50_000 - 10 <= BUDGET
+
+
+def test_memory_of_forgotten_records_is_given_back():
+    store = Store(WRITERS[0], LIMITS, seed=bytes(16))
+    empty = store.memory_used()
+    for _ in range(2):
+        for i in range(20_000):
+            store.merge(i % 50, Record(f"key-{i}", b"v", {f"writer-{i}": 1}, NOW, 1 + i % 9), NOW, f"peer-{i % 70}")
+        while store.sweep(NOW + 100, store.last_seq) > 0:
+            pass
+        assert store.stats(NOW + 100).total_keys == 0
+        assert store.memory_used() < empty + 4_096
+    store.put(1, "k", b"v", 0, NOW)
+    store.clear()
+    assert store.memory_used() < empty + 4_096
+
+
+def test_ciphertexts_are_shared_and_released():
+    store = Store(WRITERS[0], LIMITS, seed=bytes(16))
+    ciphertext = bytes(bytearray(1_000))
+    before = sys.getrefcount(ciphertext)
+    store.put(1, "k", ciphertext, 0, NOW)
+    assert store.get(1, "k", NOW).value is ciphertext
+    store.merge(1, store.get(1, "k", NOW), NOW)
+    assert sys.getrefcount(ciphertext) == before + 1
+    store.delete(1, "k", NOW)
+    assert sys.getrefcount(ciphertext) == before
+
+
+def test_stores_and_records_are_finalised_in_silence():
+    run_child("""
+        import gc
+        from kmscore.store import Record, Store
+        from kmscore.store_types import QuotaPolicy, StoreLimits
+        from kmscore.errors import Rejected
+
+        class Ring:
+            pass
+
+        for policy in QuotaPolicy:
+            limits = StoreLimits(quota_policy=policy, max_app_bytes=20_000)
+            ring = Ring()
+            ring.store = store = Store("me", limits, seed=bytes(16))
+            ring.itself = ring
+            for i in range(300):
+                try:
+                    store.put(i % 3, f"k{i % 150}", b"v" * 50, i % 5 * 10, 1000 + i)
+                except Rejected:
+                    pass
+                store.merge(i % 4, Record(f"k{i % 90}", b"w", {f"p{i % 9}": i + 1, "q": 1}, 1000), 1000, f"p{i % 3}")
+            ring.record = store.since(0, limit_records=5, limit_bytes=10**6).records
+            del ring, store
+            gc.collect()
+        for bad in [{"a": "x"}, {"a": 1, "b": -1}, {}]:
+            try:
+                Record("k", b"", bad, 1)
+            except Rejected:
+                pass
+        try:
+            Store("w" * 200, limits, seed=bytes(16))
+        except Rejected:
+            pass
+        left_for_the_interpreter = Store("me", limits, seed=bytes(16))
+        left_for_the_interpreter.put(1, "k", b"v", 5, 1)
+    """)
+
+
+def test_running_out_of_memory_changes_nothing():
+    """Every write under a hard limit either happens or raises MemoryError and leaves the store as it was."""
+    out = run_child("""
+        import resource
+        from kmscore.store import Record, Store
+        from kmscore.store_types import QuotaPolicy, StoreLimits
+
+        limits = StoreLimits(quota_policy=QuotaPolicy.EVICT, max_app_bytes=1 << 40, max_store_bytes=1 << 40)
+        store = Store("me", limits, seed=bytes(16))
+        records = [Record(f"m{i}", b"w", {f"writer{i:0100}": 1, "q": 2}, 1000, 5) for i in range(40_000)]
+        names = [f"k{i}" for i in range(40_000)]
+        with open("/proc/self/statm") as statm:
+            held = int(statm.read().split()[0]) * resource.getpagesize()
+        limit = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (held + (8 << 20), limit[1]))
+        stored = failures = 0
+        before = 0
+        value = b"v"
+        for name, record in zip(names, records):
+            try:
+                store.put(1, name, value, 7, 1000)
+                stored += 1
+            except MemoryError:
+                failures += 1
+            try:
+                store.merge(2, record, 1000, "peer")
+                stored += 1
+            except MemoryError:
+                failures += 1
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+        assert stored == store.last_seq == store.stats(1000).total_keys, (stored, store.last_seq)
+        assert len(store.keys(1, 1000)) + len(store.keys(2, 1000)) == stored
+        while store.sweep(2000, store.last_seq) > 0:
+            pass
+        assert store.memory_used() < 40_000, store.memory_used()
+        print(failures)
+    """)
+    assert int(out) > 1_000
