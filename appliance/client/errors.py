@@ -56,19 +56,19 @@ class KmsClientError(KmsError):
         self.failures = tuple(failures)
 
 
-class BadRequest(KmsClientError):  # noqa: N818 - the family's names are the decisions an application takes
+class BadRequest(KmsClientError):
     """The call itself is not acceptable: change it."""
 
 
-class NotFound(KmsClientError):  # noqa: N818
+class NotFound(KmsClientError):
     """The node proved that there is no such key: missing, expired and deleted look the same."""
 
 
-class QuotaExceeded(KmsClientError):  # noqa: N818
+class QuotaExceeded(KmsClientError):
     """The app's namespace or the store is full: delete something first. Nothing was changed."""
 
 
-class NotAuthorized(KmsClientError):  # noqa: N818
+class NotAuthorized(KmsClientError):
     """Every node that answered refused this identity: its registration, its version, its keys or its clock (403).
 
     A 403 comes before a node knows who calls and may be unsigned; it is believed because nothing hangs on it but this
@@ -76,7 +76,7 @@ class NotAuthorized(KmsClientError):  # noqa: N818
     """
 
 
-class RateLimited(KmsClientError):  # noqa: N818
+class RateLimited(KmsClientError):
     """Every node that answered asks for patience beyond the call's deadline: try again after `retry_after_s`."""
 
     def __init__(self, message: str, failures: Iterable[NodeFailure], retry_after_s: float) -> None:
@@ -84,7 +84,7 @@ class RateLimited(KmsClientError):  # noqa: N818
         self.retry_after_s = retry_after_s
 
 
-class NoNodeAvailable(KmsClientError):  # noqa: N818
+class NoNodeAvailable(KmsClientError):
     """No node could answer within the deadline, or the registry that lists them cannot be read: try again later."""
 
     def __init__(self, message: str, failures: Iterable[NodeFailure] = ()) -> None:
@@ -93,17 +93,17 @@ class NoNodeAvailable(KmsClientError):  # noqa: N818
         self.retry_after_s = min(asked, default=DEFAULT_RETRY_AFTER_S)
 
 
-class UntrustedAnswer(KmsClientError):  # noqa: N818
+class UntrustedAnswer(KmsClientError):
     """What came back does not prove to be from the nodes: something between here and them interferes, or they are
     broken.
     """
 
 
-class IdentityUnavailable(KmsClientError):  # noqa: N818
+class IdentityUnavailable(KmsClientError):
     """This app's own TEE provider does not sign, seal or open now: try again later. Nothing was changed."""
 
 
-class OutcomeUnknown(KmsClientError):  # noqa: N818
+class OutcomeUnknown(KmsClientError):
     """A put or delete was sent to `failure.wallet` and may or may not have happened: read the key back and decide."""
 
     def __init__(self, failure: NodeFailure) -> None:

@@ -81,7 +81,7 @@ class Attempt:
     may_have_run: bool = False
 
 
-class AttemptFailed(KmsError):  # noqa: N818 - control flow between session and client; never leaves the package
+class AttemptFailed(KmsError):
     """This node did not answer; another one may."""
 
     def __init__(self, failure: NodeFailure) -> None:

@@ -66,7 +66,7 @@ OLD_NODE = Traits(signs=False)
 Fault = Callable[["FakeNode", httpx.Request], Awaitable[httpx.Response]]
 
 
-class Refused(Exception):  # noqa: N818 - read as what happened
+class Refused(Exception):
     """An error answer; `authenticated` when the node knew who called."""
 
     def __init__(self, status: int, code: str, *, authenticated: bool = True) -> None:
@@ -79,8 +79,8 @@ class Refused(Exception):  # noqa: N818 - read as what happened
 class FakeNode:
     """One node; `store` may be shared by several, as if replication took no time.
 
-    `faults` are used up one per request to `/kms/*`; `always` stays. `ran` lists what was executed, `asked` every
-    request.
+    `public` holds what open endpoints answer. `faults` are used up one per other request; `always` stays. `ran` lists
+    what was executed, `asked` every request.
     """
 
     def __init__(
@@ -102,8 +102,10 @@ class FakeNode:
         self.faults: list[Fault] = []
         self.always: Fault | None = None
         self.always_at_nonce: Fault | None = None
+        self.public: dict[str, object] = {}
         self.asked: list[str] = []
         self.ran: list[str] = []
+        self.last_inner: dict[str, object] = {}
         self._nonces: set[str] = set()
         self._numbers = itertools.count()
         self._label = self.traits.labels[0]
@@ -114,8 +116,12 @@ class FakeNode:
             if self.always_at_nonce is not None:
                 return await self.always_at_nonce(self, request)
             return httpx.Response(200, json={"nonce": self.issue_nonce()})
+        if request.url.path in self.public:
+            return httpx.Response(200, json=self.public[request.url.path])
         fault = self.faults.pop(0) if self.faults else self.always
-        return await (fault or honest)(self, request)
+        if fault is not None:
+            return await fault(self, request)
+        return self.answer(request) if request.url.path.startswith("/kms/") else httpx.Response(404)
 
     def issue_nonce(self) -> str:
         nonce = base64.b64encode(next(self._numbers).to_bytes(16, "big")).decode()
@@ -156,7 +162,7 @@ class FakeNode:
             plaintext, self._label = wire.open_envelope(self.tee, envelope, self.traits.labels)
         except wire.WireError as error:
             raise Refused(400, "bad_request") from error
-        inner = json.loads(plaintext)
+        inner = self.last_inner = json.loads(plaintext)
         if self.traits.signs and inner.get("pop_nonce", nonce) != nonce:
             raise Refused(403, "forbidden")
         return dict(inner)
@@ -252,10 +258,6 @@ def _as_received(response: httpx.Response) -> httpx.Response:
 
 
 # --- faults ---
-
-
-async def honest(node: FakeNode, request: httpx.Request) -> httpx.Response:
-    return node.answer(request)
 
 
 async def refuses_connection(node: FakeNode, request: httpx.Request) -> httpx.Response:
