@@ -11,12 +11,10 @@ from typing import Final
 
 from enclave_image.eif import MAX_SIGNATURE_BYTES
 from enclave_image.errors import MalformedError
+from enclave_image.init.cbor import CborError, decode_cbor, encode_cbor
 from enclave_image.measure import PCR_BYTES
 
 ES384: Final = -35
-MAX_DEPTH: Final = 5
-
-_UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP = range(6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,100 +52,11 @@ def certificate_der(pem: bytes) -> bytes:
         raise MalformedError("the signing certificate is not PEM: its base64 is broken") from error
 
 
-# --- the subset of CBOR that such a section is made of ---
-
-
-def _head(major: int, value: int) -> bytes:
-    if value < 24:
-        return bytes([major << 5 | value])
-    for info, size in ((24, 1), (25, 2), (26, 4), (27, 8)):
-        if value < 1 << (8 * size):
-            return bytes([major << 5 | info]) + value.to_bytes(size, "big")
-    raise MalformedError("an integer in a signature section has more than 64 bits")
-
-
-def encode_cbor(value: object) -> bytes:
-    """CBOR of integers, byte strings, text, lists and maps, minimal widths, map order as given."""
-    match value:
-        case int():
-            return _head(_UNSIGNED, value) if value >= 0 else _head(_NEGATIVE, -1 - value)
-        case bytes():
-            return _head(_BYTES, len(value)) + value
-        case str():
-            text = value.encode()
-            return _head(_TEXT, len(text)) + text
-        case list():
-            return _head(_ARRAY, len(value)) + b"".join(map(encode_cbor, value))
-        case dict():
-            items = b"".join(encode_cbor(key) + encode_cbor(held) for key, held in value.items())
-            return _head(_MAP, len(value)) + items
-        case _:
-            raise MalformedError(f"a signature section cannot hold a {type(value).__name__}")
-
-
-class _Reader:
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def _take(self, size: int) -> bytes:
-        end = self._at + size
-        if end > len(self._data):
-            raise MalformedError("a signature section ends in the middle of a value")
-        taken = self._data[self._at : end]
-        self._at = end
-        return taken
-
-    def value(self, depth: int = 0) -> object:
-        if depth > MAX_DEPTH:
-            raise MalformedError("a signature section is nested too deep")
-        first = self._take(1)[0]
-        major, info = first >> 5, first & 0x1F
-        if info > 27 or major > _MAP:
-            raise MalformedError(f"a signature section holds a value of an unexpected kind (0x{first:02x})")
-        size = info if info < 24 else int.from_bytes(self._take(1 << (info - 24)), "big")
-        match major:
-            case 0:
-                return size
-            case 1:
-                return -1 - size
-            case 2:
-                return self._take(size)
-            case 3:
-                try:
-                    return self._take(size).decode()
-                except UnicodeDecodeError as error:
-                    raise MalformedError("a signature section holds text that is not UTF-8") from error
-            case 4:
-                return [self.value(depth + 1) for _ in self._bounded(size)]
-            case _:
-                held: dict[object, object] = {}
-                for _ in self._bounded(size):
-                    key = self.value(depth + 1)
-                    if not isinstance(key, int | str) or key in held:
-                        raise MalformedError("a signature section holds a map with a repeated or unexpected key")
-                    held[key] = self.value(depth + 1)
-                return held
-
-    def _bounded(self, count: int) -> range:
-        if count > len(self._data) - self._at:
-            raise MalformedError("a signature section claims more values than it has bytes")
-        return range(count)
-
-    def end(self) -> None:
-        if self._at != len(self._data):
-            raise MalformedError("bytes follow the end of a signature section")
-
-
-def decode_cbor(data: bytes) -> object:
-    """The one value in `data`; bounded in depth and count.
-
-    Errors: `MalformedError` for anything but integers, strings, arrays and maps of definite length; for trailing bytes.
-    """
-    reader = _Reader(data)
-    value = reader.value()
-    reader.end()
-    return value
+def _decoded(data: bytes) -> object:
+    try:
+        return decode_cbor(data)
+    except CborError as error:
+        raise MalformedError(f"the signature section is not the CBOR of one: {error}") from error
 
 
 def _octets(value: object) -> bytes:
@@ -196,21 +105,21 @@ def read_signature_section(data: bytes) -> UnverifiedSignature:
     """
     if len(data) > MAX_SIGNATURE_BYTES:
         raise MalformedError(f"a signature section of {len(data)} bytes; tools read at most {MAX_SIGNATURE_BYTES}")
-    elements = decode_cbor(data)
+    elements = _decoded(data)
     if not isinstance(elements, list) or not elements or not isinstance(elements[0], dict):
         raise MalformedError("a signature section is not an array of maps")
     element = elements[0]
     if list(element) != ["signing_certificate", "signature"]:
         raise MalformedError("a signature element has other members than signing_certificate and signature")
     certificate, cose = _octets(element["signing_certificate"]), _octets(element["signature"])
-    sign1 = decode_cbor(cose)
+    sign1 = _decoded(cose)
     if not isinstance(sign1, list) or len(sign1) != 4:
         raise MalformedError("the signature is not a COSE_Sign1 of four items")
     protected, unprotected, payload, signature = sign1
     if not isinstance(protected, bytes) or not isinstance(payload, bytes) or not isinstance(signature, bytes):
         raise MalformedError("the signature is not a COSE_Sign1: header, payload and signature must be byte strings")
-    header = decode_cbor(protected)
-    register = decode_cbor(payload)
+    header = _decoded(protected)
+    register = _decoded(payload)
     if not isinstance(header, dict) or list(header) != [1] or unprotected != {}:
         raise MalformedError("the COSE header of the signature holds something else than the algorithm")
     algorithm = header[1]

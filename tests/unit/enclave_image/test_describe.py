@@ -9,10 +9,9 @@ from enclave_image.cpio import encode_cpio
 from enclave_image.describe import describe_eif
 from enclave_image.eif import Eif, Section, SectionType, encode_eif
 from enclave_image.errors import MalformedError
+from enclave_image.init.cbor import CborError, decode_cbor, encode_cbor
 from enclave_image.manifest import Tree
 from enclave_image.signature import (
-    decode_cbor,
-    encode_cbor,
     encode_signature_section,
     read_signature_section,
     signed_payload,
@@ -94,7 +93,7 @@ VALUES = st.recursive(
 def test_cbor_reads_back_unless_it_is_nested_too_deep(value):
     try:
         assert decode_cbor(encode_cbor(value)) == value
-    except MalformedError:
+    except CborError:
         return  # nested deeper than any signature section
 
 

@@ -1,0 +1,238 @@
+"""`nova-kms image …`: lock, fetch, build, describe, compare, sign and verify the enclave image."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from enclave_image.apt import AptRoot
+from enclave_image.build import EIF_FILE, BuildPlace, Image, build_image, source_revision
+from enclave_image.compare import compare_eif
+from enclave_image.describe import describe_eif
+from enclave_image.errors import ImageError
+from enclave_image.fetch import Cache, fetch_locked
+from enclave_image.lock import Lock, changes, encode_lock, load_lock
+from enclave_image.recipe import Recipe, load_recipe
+from enclave_image.resolve import lock_sources, resolve_lock
+from enclave_image.verify import verify_rebuilt
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+LOCK_FILE = Path(__file__).parent / "image.lock"
+CONFIG_FILE = Path(__file__).parent / "appliance.toml"
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+DIRECTORY = click.Path(file_okay=False, path_type=Path)
+
+cache_option = click.option(
+    "--cache",
+    type=DIRECTORY,
+    envvar="NOVA_KMS_IMAGE_CACHE",
+    default=Path.home() / ".cache/nova-kms/image",
+    show_default="~/.cache/nova-kms/image",
+    help="Where fetched inputs, build roots and kernels lie; may be a copy of somebody else's.",
+)
+jobs_option = click.option("--jobs", type=click.IntRange(1), default=os.cpu_count() or 1, help="Compilers at a time.")
+config_option = click.option(
+    "--config",
+    type=FILE,
+    default=CONFIG_FILE,
+    show_default="enclave_image/appliance.toml",
+    help="The measured configuration of the application; another file gives another PCR2.",
+)
+unlocked_option = click.option(
+    "--unlocked-sources", is_flag=True, help="Take the project's sources as they are, also when the lock has others."
+)
+
+
+class ImageGroup(click.Group):
+    """Turns the package's errors into one message and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; what it raises on purpose is for the person at the terminal."""
+        try:
+            return super().invoke(ctx)
+        except ImageError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def progress() -> Callable[[str], None]:
+    """A function that shows one line per step with the time since the start, on standard error."""
+    started_s = time.monotonic()
+
+    def say(text: str) -> None:
+        click.echo(f"[{time.monotonic() - started_s:6.1f} s] {text}", err=True)
+
+    return say
+
+
+@click.group(cls=ImageGroup)
+def image() -> None:
+    """Build, explain and verify the enclave image (an EIF file)."""
+
+
+@image.command()
+@cache_option
+@click.option("--sources-only", is_flag=True, help="Lock the project's own sources anew, and nothing else; offline.")
+@click.option("--check", is_flag=True, help="Change nothing; exit with status 1 when something would change.")
+def lock(cache: Path, sources_only: bool, check: bool) -> None:
+    """Resolve every input anew and write enclave_image/image.lock; shows what changed."""
+    before: Lock | None = load_lock(LOCK_FILE) if LOCK_FILE.exists() else None
+    if sources_only:
+        if before is None:
+            raise click.ClickException(f"{LOCK_FILE} is missing: lock everything first")
+        after = Lock(before.suites, before.debs, before.wheels, lock_sources(CHECKOUT))
+    else:
+        after = resolve_lock(load_recipe(), CHECKOUT, Cache(cache), progress())
+    changed = changes(before, after)
+    for sentence in changed:
+        click.echo(sentence)
+    click.echo(f"{len(changed)} inputs changed" if changed else "nothing changed", err=True)
+    if check:
+        raise SystemExit(bool(changed))
+    if changed:
+        LOCK_FILE.write_text(encode_lock(after), encoding="ascii")
+
+
+@image.command()
+@cache_option
+def fetch(cache: Path) -> None:
+    """Bring every locked input into the cache: packages with apt, wheels with pip, all verified by hash."""
+    recipe = load_recipe()
+    count = fetch_locked(
+        load_lock(LOCK_FILE), Cache(cache), lambda place: AptRoot(place, recipe.suites, recipe.architecture), progress()
+    )
+    click.echo(f"{count} inputs fetched; the cache is complete", err=True)
+
+
+def _scratch(keep: Path | None) -> AbstractContextManager[str]:
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        return nullcontext(str(keep))
+    return tempfile.TemporaryDirectory(prefix="nova-kms-image-")
+
+
+def _build(
+    recipe: Recipe, cache: Path, jobs: int, config: Path, *, unlocked: bool, reuse_kernel: bool, scratch: Path | None
+) -> Image:
+    with _scratch(scratch) as directory:
+        place = BuildPlace(CHECKOUT, Cache(cache), cache / "built", Path(directory), jobs, reuse_kernel)
+        return build_image(
+            recipe,
+            load_lock(LOCK_FILE),
+            place,
+            config=config.read_bytes(),
+            unlocked_sources=unlocked,
+            revision=source_revision(CHECKOUT),
+            say=progress(),
+        )
+
+
+def _show_measurements(image_built: Image) -> None:
+    measured = image_built.measurements
+    for name, value in (("PCR0", measured.pcr0), ("PCR1", measured.pcr1), ("PCR2", measured.pcr2)):
+        click.echo(f"{name}  {value.hex()}")
+    click.echo(f"code measurement  0x{measured.code_measurement.hex()}")
+
+
+@image.command()
+@cache_option
+@jobs_option
+@config_option
+@unlocked_option
+@click.option("--out", type=DIRECTORY, default=Path("dist/image"), show_default=True, help="Where the files go.")
+@click.option("--scratch", type=DIRECTORY, help="Where to compile; by default a temporary directory.")
+@click.option("--no-kernel-cache", is_flag=True, help="Compile the kernel even when one of these inputs is there.")
+def build(
+    cache: Path,
+    jobs: int,
+    config: Path,
+    unlocked_sources: bool,
+    out: Path,
+    scratch: Path | None,
+    no_kernel_cache: bool,
+) -> None:
+    """Build the image from the lock, offline: EIF, measurements, manifests, SBOM."""
+    built = _build(
+        load_recipe(),
+        cache,
+        jobs,
+        config,
+        unlocked=unlocked_sources,
+        reuse_kernel=not no_kernel_cache,
+        scratch=scratch,
+    )
+    built.write(out)
+    _show_measurements(built)
+    click.echo(f"{out / EIF_FILE}: {len(built.eif) / 1e6:.1f} MB", err=True)
+
+
+@image.command()
+@click.argument("eif", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
+def describe(eif: Path, as_json: bool) -> None:
+    """Say what an EIF holds, also one that was not made here; exit status 1 when it breaks a rule of the format."""
+    description = describe_eif(eif.read_bytes())
+    if as_json:
+        click.echo(json.dumps(description.as_json(), indent=2))
+    else:
+        click.echo(f"EIF version {description.version}, {description.size_bytes} bytes, SHA-256 {description.sha256}")
+        click.echo(f"checksum {description.crc32:08x} {'matches' if description.crc32_matches else 'DOES NOT MATCH'}")
+        for section in description.sections:
+            name = section.kind.name.lower()
+            click.echo(f"  {name:9} at {section.offset:>9} {section.size_bytes:>9} bytes  {section.summary}")
+        click.echo(f"command line  {description.cmdline}")
+        for name, value in description.as_json().items():
+            if name.startswith("PCR") or name == "code_measurement":
+                click.echo(f"{name}  {value or 'zero: not signed'}")
+        for problem in description.problems:
+            click.echo(f"problem: {problem}", err=True)
+    raise SystemExit(bool(description.problems))
+
+
+@image.command()
+@click.argument("first", type=FILE)
+@click.argument("second", type=FILE)
+def compare(first: Path, second: Path) -> None:
+    """Explain how two images differ, the first difference first; exit status 1 when they do."""
+    differences = compare_eif(first.read_bytes(), second.read_bytes())
+    for difference in differences:
+        click.echo(str(difference))
+    click.echo(f"{len(differences)} differences" if differences else "the same bytes", err=True)
+    raise SystemExit(bool(differences))
+
+
+@image.command()
+@cache_option
+@jobs_option
+@config_option
+@unlocked_option
+@click.option("--reuse-kernel", is_flag=True, help="Trust a kernel from the cache instead of compiling it again.")
+@click.argument("eif", type=FILE)
+def verify(cache: Path, jobs: int, config: Path, unlocked_sources: bool, reuse_kernel: bool, eif: Path) -> None:
+    """Build the image again from the lock and compare: the same bytes, or every difference by name."""
+    rebuilt = _build(
+        load_recipe(), cache, jobs, config, unlocked=unlocked_sources, reuse_kernel=reuse_kernel, scratch=None
+    )
+    verified = verify_rebuilt(eif.read_bytes(), rebuilt)
+    _show_measurements(verified.rebuilt)
+    click.echo(f"{eif} is the image of this lock{', with a signature' if verified.signed else ''}", err=True)
+
+
+@image.command()
+@click.argument("eif", type=FILE)
+@click.option("--key", type=FILE, required=True, help="P-384 private key, PEM without password.")
+@click.option("--certificate", type=FILE, required=True, help="Its certificate, PEM.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The signed image.")
+def sign(eif: Path, key: Path, certificate: Path, out: Path) -> None:
+    """Sign an image with a local key (PCR8); the unsigned bytes stay recoverable."""
+    from enclave_image.sign import load_signing_key, sign_eif, verify_signed_eif  # only signing needs `cryptography`
+
+    signed = sign_eif(eif.read_bytes(), load_signing_key(key.read_bytes()), certificate.read_bytes(), datetime.now(UTC))
+    out.write_bytes(signed)
+    click.echo(f"PCR8  {verify_signed_eif(signed).hex()}")
