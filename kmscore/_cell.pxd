@@ -1,4 +1,4 @@
-# What the store keeps for one record, and the two structures that link records by themselves: queues and the change log.
+# What the store keeps for one record, and the two structures that only link records: queues and the change log.
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -9,7 +9,7 @@ from kmscore._table cimport Node
 from kmscore._vclock cimport ClockEntry, Writer, max_number
 
 
-# Not the cpython.bytes declarations: those ask for the GIL, which reading the size of a bytes object we own does not need.
+# Not from cpython.bytes, which asks for the GIL: reading a bytes object that we hold does not need it.
 cdef extern from "Python.h" nogil:
     Py_ssize_t PyBytes_GET_SIZE(PyObject *value)
     char *PyBytes_AS_STRING(PyObject *value)
@@ -94,7 +94,8 @@ cdef struct Space:
     Cell *floor
 
 
-# Every cell in the order of its newest change: a skip list, doubly linked on all levels so that unlinking needs no search.
+# Every cell in the order of its newest change: a skip list, doubly linked on all levels, so that unlinking needs no
+# search.
 cdef struct ChangeLog:
     Cell *head            # closes the ring on every level
     int64_t last_seq
@@ -136,7 +137,7 @@ cdef inline Cell *new_cell(Memory *memory, size_t level, size_t key_size) noexce
     return cell
 
 
-# Each level with a quarter of the records of the one below, from the half of the keyed hash that the table does not use.
+# Each level has a quarter of the records of the one below, by the half of the keyed hash that the table does not use.
 cdef inline size_t level_of(uint64_t digest) noexcept nogil:
     cdef size_t level = 1
     digest >>= 32

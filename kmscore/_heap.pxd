@@ -1,5 +1,5 @@
-# Binary min-heaps of cells, which know where in a heap they are. Ties are broken by key bytes and then by change, so that
-# the order is total and two nodes agree on it (store §1: eviction in order of time and key).
+# Binary min-heaps of cells, which know where in a heap they are. Ties are broken by key bytes and then by change, so
+# that the order is total and two nodes agree on it (store §1: eviction in order of time and key).
 
 from libc.stdint cimport int64_t, uint32_t
 

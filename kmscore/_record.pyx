@@ -13,7 +13,7 @@ from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_CheckExact, PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc, qsort
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcpy
 
 from kmscore._merge cimport Verdict, View, compare_payloads, decide_merge
 from kmscore._vclock cimport (
@@ -386,6 +386,8 @@ def merge_records(Record ours, Record theirs not None) -> tuple:
         raise MemoryError()
     try:
         entries = join_clocks(ours.clock, ours.entries, theirs.clock, theirs.entries, joined)
+        if entries > MAX_CLOCK_ENTRIES:
+            return MergeOutcome.REFUSED_CLOCK, ours
         winner = make_record(winner.key, winner.value, winner.updated_at_ms, winner.ttl_ms, joined, entries)
     finally:
         free(joined)

@@ -2,7 +2,7 @@
 # unkeyed hash one of them could put a million keys into one bucket.
 
 cimport cython
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
 

@@ -1,8 +1,9 @@
-"""The replicated in-memory store of one node: namespaces of records, their merge, and the log of local changes (store §1-§4).
+"""The replicated in-memory store of one node: namespaces, their records, and the log of local changes (store §1-§4).
 
 Every operation costs O(1) or O(log n) in the number of records, or what it returns. The store refuses to read a clock,
-to make random numbers and to know plaintext: callers pass in the time, the seed of the keyed hash and ciphertexts. It is
-not constant-time. A method is one step under the GIL: it either happens or raises and has changed nothing.
+to make random numbers and to know plaintext: callers pass in the time, the seed of the keyed hash and ciphertexts. It
+is not constant-time: keys, versions and ciphertexts are no secrets. A method is one step under the GIL, which it keeps
+because it is over in about a microsecond: it happens, or it raises and has changed nothing.
 """
 
 cimport cython
@@ -10,55 +11,42 @@ from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItemWithError
 from cpython.long cimport PyLong_CheckExact
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF
 from cpython.unicode cimport PyUnicode_CheckExact, PyUnicode_DecodeUTF8
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
 from kmscore._cell cimport (
     BY_TURN,
     RECORD_COST,
-    TOMBSTONE,
     Cell,
-    PyBytes_AS_STRING,
     Space,
     cell_key,
     cell_size,
     is_visible,
     log_after,
-    log_remove,
     towers,
 )
-from kmscore._index cimport (
+from kmscore._change cimport Change, Text, apply_change, apply_floor
+from kmscore._decide cimport (
     CHANGES_RECORD,
-    NOTICES_PER_CALL,
-    NOTICES_UNDER_PRESSURE,
     RAISES_FLOOR,
     ROOM_FITS,
-    Core,
     Decision,
     Newcomer,
     Room,
-    core_open,
     decide,
-    detach,
-    drop_clock,
-    enter_cell,
-    evict_oldest,
-    find_cell,
     find_room,
+)
+from kmscore._index cimport (
+    NOTICES_PER_CALL,
+    NOTICES_UNDER_PRESSURE,
+    Core,
+    core_open,
+    find_cell,
     forget_cell,
-    free_cell,
-    hold_joined,
-    make_cell,
     mark_emptied,
     notice_expired,
     own_counter,
-    raise_floor,
-    reclaim_expired,
-    reserve_live,
-    strip_cell,
-    unlink_cell,
 )
 from kmscore._memory cimport release
 from kmscore._merge cimport INSERTED, REPLACED_BY_VERSION, View
@@ -90,14 +78,9 @@ cdef extern from "Python.h":
 cdef enum:
     SEED_BYTES = 16
     SEAL_BYTES = 28        # nonce and tag of a value at rest (protocol §5)
-    SCANS_PER_BATCH = 10000  # log positions one call of `since` looks at: some 100 µs when all are skipped
+    SCANS_PER_BATCH = 10000  # positions of the log one `since` looks at: some 100 µs when all are left out
 
 cdef tuple OUTCOMES = tuple(MergeOutcome)
-
-
-cdef struct Text:
-    const char *data
-    size_t size
 
 
 # An own write that has been found acceptable, and what it will store. `space` and `cell` are NULL when there are none.
@@ -309,18 +292,25 @@ cdef class Store:
         cdef View theirs = view_of_record(record)
         cdef Space *space = self._find_space(app_id)
         cdef Newcomer newcomer = newcomer_of(record, &theirs)
+        cdef Change change
         cdef Cell *cell
         cdef Decision decision
         if space == NULL:
             self._check_app_id(app_id)
+        memset(&change, 0, sizeof(Change))
+        change.key.data = newcomer.key
+        change.key.size = newcomer.key_size
+        change.by_snapshot = snapshot
+        if source is not None:
+            change.source = name_of(source)
         notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
         cell = find_cell(&self.core, space, newcomer.key, newcomer.key_size)
         decision = decide(&self.core, space, cell, &theirs, &newcomer, now_ms)
-        if decision.effect == RAISES_FLOOR:
-            self._apply_floor(space, cell, &newcomer, &decision)
-        elif decision.effect == CHANGES_RECORD:
-            self._apply_merge(app_id, space, cell, record, &theirs, &newcomer, &decision, now_ms, source, snapshot)
-        self._forget_namespaces()
+        if decision.effect == CHANGES_RECORD:
+            self._apply_merge(app_id, space, cell, record, &decision, &change, now_ms)
+        elif decision.effect == RAISES_FLOOR:
+            if not apply_floor(&self.core, space, cell, &newcomer, &decision.room):
+                raise MemoryError()
         return OUTCOMES[<int>decision.verdict.outcome]
 
     def since(
@@ -539,126 +529,60 @@ cdef class Store:
         self._check_numbers(write)
         return 0
 
-    cdef int _apply_write(self, app_id, Write *write, bytes ciphertext, int64_t now_ms) except -1:
-        cdef Space *space = write.space if write.space != NULL else self._make_space(app_id)
-        cdef size_t entries = 0
-        cdef ClockEntry *clock = hold_joined(&self.core, write.cell, &write.own, 1, &entries)
-        cdef Cell *cell = write.cell
-        if cell == NULL and clock != NULL:
-            cell = make_cell(&self.core, space, write.key.data, write.key.size)
-        if clock == NULL or cell == NULL or not reserve_live(&self.core, space):
-            self._undo(write.cell, cell, clock, entries)
-            raise MemoryError()
-        self._leave(write.cell)
-        reclaim_expired(&self.core, space, write.room.reclaim_bytes)
-        evict_oldest(&self.core, space, write.room.evictions)
-        self._rewrite(cell, clock, entries, ciphertext, write.updated_at_ms, write.ttl_ms)
-        enter_cell(&self.core, cell, write.cell == NULL, now_ms)
+    cdef int _carry_out(
+        self, app_id, Space *space, Cell *known, const Change *change, const Room *room, int64_t now_ms
+    ) except -1:
+        cdef bint done
+        if space == NULL:
+            space = self._make_space(app_id)
+        done = apply_change(&self.core, space, known, change, room, now_ms)
         self._forget_namespaces()
+        if not done:
+            raise MemoryError()
         return 0
 
+    cdef int _apply_write(self, app_id, const Write *write, bytes ciphertext, int64_t now_ms) except -1:
+        cdef Change change
+        memset(&change, 0, sizeof(Change))
+        change.key = write.key
+        change.value = <PyObject *>ciphertext if ciphertext is not None else NULL
+        change.updated_at_ms = write.updated_at_ms
+        change.ttl_ms = write.ttl_ms
+        change.clock = &write.own
+        change.entries = 1
+        return self._carry_out(app_id, write.space, write.cell, &change, &write.room, now_ms)
+
+    # `change` knows already where the record comes from; this adds what the verdict makes of it.
     cdef int _apply_merge(
         self,
         app_id,
         Space *space,
         Cell *known,
         Record record,
-        const View *theirs,
-        const Newcomer *newcomer,
         const Decision *decision,
+        Change *change,
         int64_t now_ms,
-        source,
-        bint snapshot,
     ) except -1:
-        cdef bint exact = decision.verdict.outcome == INSERTED or decision.verdict.outcome == REPLACED_BY_VERSION
-        cdef size_t entries = 0
         cdef ClockEntry own
-        cdef ClockEntry *clock
-        cdef Cell *cell = known
-        cdef Writer *sender = NULL
-        cdef Text name
-        own.writer = self.core.own
-        own.counter = decision.own_counter
-        if exact and source is not None:
-            name = name_of(source)
-            sender = hold_name(&self.core.writers, &self.core.memory, self.core.hash_key, name.data, name.size)
-            if sender == NULL:
-                raise MemoryError()
-        if space == NULL:
-            space = self._make_space(app_id)
+        if decision.verdict.outcome != INSERTED and decision.verdict.outcome != REPLACED_BY_VERSION:
+            change.source.data = NULL  # what is stored will not be exactly what the peer sent
+            change.by_snapshot = False
+        change.clock = record.clock
+        change.entries = record.entries
         if decision.verdict.reissue:
-            clock = hold_joined(&self.core, known, &own, 1, &entries)
-        else:
-            clock = hold_joined(&self.core, known, theirs.clock, theirs.entries, &entries)
-        if known == NULL and clock != NULL:
-            cell = make_cell(&self.core, space, newcomer.key, newcomer.key_size)
-        if clock == NULL or cell == NULL or not reserve_live(&self.core, space):
-            self._undo(known, cell, clock, entries)
-            if sender != NULL:
-                drop_writer(&self.core.writers, &self.core.memory, sender)
-            raise MemoryError()
-        self._leave(known)
-        reclaim_expired(&self.core, space, decision.room.reclaim_bytes)
-        evict_oldest(&self.core, space, decision.room.evictions)
+            own.writer = self.core.own
+            own.counter = decision.own_counter
+            change.clock = &own
+            change.entries = 1
         if decision.verdict.take_theirs:
-            self._rewrite(cell, clock, entries, record.value, record.updated_at_ms, record.ttl_ms)
+            change.value = <PyObject *>record.value if record.value is not None else NULL
+            change.updated_at_ms = record.updated_at_ms
+            change.ttl_ms = record.ttl_ms
         else:
-            self._rewrite(
-                cell,
-                clock,
-                entries,
-                <bytes>cell.value if cell.value != NULL else None,
-                cell.updated_at_ms,
-                cell.ttl_ms,
-            )
-        cell.source = sender
-        cell.by_snapshot = exact and snapshot
-        enter_cell(&self.core, cell, known == NULL, now_ms)
-        return 0
-
-    # For a record that would be evicted as soon as it is in: what it would have pushed out goes, and it becomes the floor.
-    cdef int _apply_floor(
-        self, Space *space, Cell *known, const Newcomer *newcomer, const Decision *decision
-    ) except -1:
-        cdef Cell *floor = make_cell(&self.core, space, newcomer.key, newcomer.key_size)
-        if floor == NULL:
-            raise MemoryError()
-        floor.updated_at_ms = newcomer.updated_at_ms
-        if known != NULL:
-            forget_cell(&self.core, known)
-        reclaim_expired(&self.core, space, decision.room.reclaim_bytes)
-        evict_oldest(&self.core, space, decision.room.evictions)
-        raise_floor(&self.core, space, floor)
-        return 0
-
-    # Takes a known record out of all indexes but the table, to be rewritten.
-    cdef void _leave(self, Cell *known) noexcept:
-        if known != NULL:
-            detach(&self.core, known)
-            log_remove(known)
-
-    cdef void _undo(self, Cell *known, Cell *cell, ClockEntry *clock, size_t entries) noexcept:
-        if clock != NULL:
-            drop_clock(&self.core, clock, entries)
-        if known == NULL and cell != NULL:
-            release(&self.core.memory, cell)
-        self._forget_namespaces()
-
-    # Replaces what a cell holds; it takes over the references in `clock`. The marks of its origin go.
-    cdef void _rewrite(
-        self, Cell *cell, ClockEntry *clock, size_t entries, bytes value, int64_t updated_at_ms, int64_t ttl_ms
-    ) noexcept:
-        cdef PyObject *kept = NULL
-        if value is not None:
-            Py_INCREF(value)
-            kept = <PyObject *>value
-        strip_cell(&self.core, cell)
-        cell.value = kept
-        cell.clock = clock
-        cell.entries = <unsigned short>entries
-        cell.updated_at_ms = updated_at_ms
-        cell.ttl_ms = ttl_ms
-        cell.by_snapshot = False
+            change.value = known.value
+            change.updated_at_ms = known.updated_at_ms
+            change.ttl_ms = known.ttl_ms
+        return self._carry_out(app_id, space, known, change, &decision.room, now_ms)
 
 
 cdef Newcomer newcomer_of(Record record, const View *theirs) except *:

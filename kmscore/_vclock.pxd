@@ -11,7 +11,7 @@ from kmscore._table cimport Node, Table, bucket_of, table_insert, table_remove
 
 cdef enum:
     MAX_WRITER_BYTES = 128    # protocol §5
-    MAX_CLOCK_ENTRIES = 1024  # of one record: some wallets per node and reboot, and a bound on what a peer makes us keep
+    MAX_CLOCK_ENTRIES = 1024  # ours: a wallet per node and boot, and a bound on what a peer can make us keep
 
 
 # Largest counter, time and ttl that is accepted (store §1, §2); a sum of two is the only thing that can pass int64.

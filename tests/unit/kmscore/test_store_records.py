@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kmscore import store as compiled
 from kmscore._store import siphash24
 from kmscore.errors import Reason, Rejected
-from kmscore.store_types import RecordRefused, StoreLimits
+from kmscore.store_types import MergeOutcome, RecordRefused, StoreLimits
 from tests.reference import store as twin
 
 IMPLEMENTATIONS = pytest.mark.parametrize("store", [compiled, twin], ids=["compiled", "twin"])
@@ -149,6 +149,12 @@ def test_the_worked_rows_of_the_merge_come_out(store, row):
     outcome, result = store.merge_records(record(row["ours"]), record(row["theirs"]))
     assert outcome == row["outcome"]
     assert result == record(row["result"])
+
+
+@IMPLEMENTATIONS
+def test_a_merge_that_would_join_too_many_writers_keeps_ours(store):
+    ours = store.Record("k", b"v", {f"a{i}": 1 for i in range(1024)}, 5)
+    assert store.merge_records(ours, store.Record("k", b"w", {"b": 1}, 6)) == (MergeOutcome.REFUSED_CLOCK, ours)
 
 
 @IMPLEMENTATIONS

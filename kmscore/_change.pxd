@@ -1,0 +1,224 @@
+# Carrying out what was decided. Everything that a change needs is allocated before anything is changed, so that running
+# out of memory leaves no trace; from then on nothing can fail.
+
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from kmscore._cell cimport (
+    LIVE,
+    TOMBSTONE,
+    Cell,
+    Space,
+    cell_key,
+    cell_size,
+    level_of,
+    log_append,
+    log_remove,
+    new_cell,
+)
+from kmscore._decide cimport Newcomer, Room
+from kmscore._heap cimport compare_turns, heap_reserve
+from kmscore._index cimport (
+    Core,
+    attach,
+    detach,
+    drop_clock,
+    forget_cell,
+    key_digest,
+    strip_cell,
+    unlink_cell,
+)
+from kmscore._memory cimport claim, release
+from kmscore._table cimport table_insert
+from kmscore._vclock cimport ClockEntry, Writer, drop_writer, hold_name, hold_writer, join_clocks
+
+
+cdef extern from "Python.h":
+    void Py_XINCREF(PyObject *value)
+
+
+cdef struct Text:
+    const char *data
+    size_t size
+
+
+# What a record becomes. `clock` is joined with the version that is stored already; `source` has data NULL for none.
+cdef struct Change:
+    Text key
+    PyObject *value       # borrowed; NULL: tombstone
+    int64_t updated_at_ms
+    int64_t ttl_ms
+    const ClockEntry *clock
+    size_t entries
+    Text source
+    bint by_snapshot
+
+
+# What has been allocated for it.
+cdef struct Parts:
+    Cell *cell
+    ClockEntry *clock
+    size_t entries
+    Writer *source
+
+
+# So that attaching one more live cell of that namespace cannot fail.
+cdef inline bint reserve_live(Core *core, Space *space) noexcept nogil:
+    return heap_reserve(&core.expiring, &core.memory) and (
+        not core.bounds.evict or heap_reserve(&space.evictable, &core.memory)
+    )
+
+
+# The element-wise maximum of a stored version (`cell` may be NULL) and another one, with interned writers, each held
+# once; NULL: out of memory, nothing held.
+cdef inline ClockEntry *hold_joined(
+    Core *core, const Cell *cell, const ClockEntry *theirs, size_t m, size_t *entries
+) noexcept nogil:
+    cdef const ClockEntry *ours = cell.clock if cell != NULL else NULL
+    cdef size_t n = cell.entries if cell != NULL else 0
+    cdef ClockEntry *clock
+    cdef Writer *writer
+    cdef size_t i
+    entries[0] = join_clocks(ours, n, theirs, m, NULL)
+    clock = <ClockEntry *>claim(&core.memory, entries[0] * sizeof(ClockEntry))
+    if clock == NULL:
+        return NULL
+    join_clocks(ours, n, theirs, m, clock)
+    for i in range(entries[0]):
+        writer = hold_writer(&core.writers, &core.memory, core.hash_key, clock[i].writer)
+        if writer == NULL:
+            drop_clock(core, clock, i)
+            return NULL
+        clock[i].writer = writer
+    return clock
+
+
+# A cell for a key that the namespace does not have yet, in no index so far.
+cdef inline Cell *make_cell(Core *core, Space *space, const char *key, size_t size) noexcept nogil:
+    cdef uint64_t digest = key_digest(core, space, key, size)
+    cdef Cell *cell = new_cell(&core.memory, level_of(digest), size)
+    if cell == NULL:
+        return NULL
+    cell.node.hash = <uint32_t>digest
+    cell.node.size = <uint32_t>size
+    cell.space = space
+    memcpy(cell_key(cell), key, size)
+    return cell
+
+
+cdef inline void drop_parts(Core *core, const Cell *known, Parts *parts) noexcept nogil:
+    if parts.source != NULL:
+        drop_writer(&core.writers, &core.memory, parts.source)
+    if parts.clock != NULL:
+        drop_clock(core, parts.clock, parts.entries)
+    if parts.cell != known:
+        release(&core.memory, parts.cell)
+
+
+# Everything the change of `known` (NULL: a new record) needs; False: out of memory, nothing held.
+cdef inline bint claim_parts(
+    Core *core, Space *space, Cell *known, const Change *change, Parts *parts
+) noexcept nogil:
+    parts.cell = known
+    parts.source = NULL
+    parts.clock = hold_joined(core, known, change.clock, change.entries, &parts.entries)
+    if known == NULL:
+        parts.cell = make_cell(core, space, change.key.data, change.key.size)
+    if change.source.data != NULL:
+        parts.source = hold_name(
+            &core.writers, &core.memory, core.hash_key, change.source.data, change.source.size
+        )
+    if (
+        parts.clock == NULL
+        or parts.cell == NULL
+        or (change.source.data != NULL and parts.source == NULL)
+        or not reserve_live(core, space)
+    ):
+        drop_parts(core, known, parts)
+        return False
+    return True
+
+
+# The floor only rises. Takes the cell, which is in no index any more.
+cdef inline void raise_floor(Core *core, Space *space, Cell *cell) noexcept:
+    cdef Cell *floor = space.floor
+    strip_cell(core, cell)
+    if floor == NULL or compare_turns(
+        floor.updated_at_ms, cell_key(floor), floor.node.size, cell.updated_at_ms, cell_key(cell), cell.node.size
+    ) < 0:
+        space.floor = cell
+        cell = floor
+    if cell != NULL:
+        release(&core.memory, cell)
+
+
+cdef inline void evict_oldest(Core *core, Space *space, size_t evictions) noexcept:
+    cdef Cell *cell
+    while evictions > 0:
+        cell = space.evictable.items[0].cell
+        detach(core, cell)
+        unlink_cell(core, cell)
+        raise_floor(core, space, cell)
+        evictions -= 1
+
+
+# Expired records go without touching the floor. A lagging peer may then bring an older version back: that is the price
+# of a full namespace, not of an ordinary expiry (store §1).
+cdef inline void reclaim_expired(Core *core, Space *space, int64_t reclaim_bytes) noexcept:
+    cdef Cell *cell
+    while reclaim_bytes > 0:
+        cell = space.retained_cells.first
+        reclaim_bytes -= cell_size(cell)
+        forget_cell(core, cell)
+
+
+# Makes a record what `change` says, as the newest local change, with the room made that was planned for it. False: out
+# of memory, and nothing has changed.
+cdef inline bint apply_change(
+    Core *core, Space *space, Cell *known, const Change *change, const Room *room, int64_t now_ms
+) noexcept:
+    cdef Parts parts
+    cdef Cell *cell
+    if not claim_parts(core, space, known, change, &parts):
+        return False
+    if known != NULL:
+        detach(core, known)
+        log_remove(known)
+    reclaim_expired(core, space, room.reclaim_bytes)
+    evict_oldest(core, space, room.evictions)
+    cell = parts.cell
+    Py_XINCREF(change.value)  # first: it may be the value that the cell holds
+    strip_cell(core, cell)
+    cell.value = change.value
+    cell.clock = parts.clock
+    cell.entries = <uint16_t>parts.entries
+    cell.source = parts.source
+    cell.by_snapshot = change.by_snapshot
+    cell.updated_at_ms = change.updated_at_ms
+    cell.ttl_ms = change.ttl_ms
+    cell.received_at_ms = now_ms
+    cell.state = LIVE if change.value != NULL else TOMBSTONE
+    if known == NULL:
+        table_insert(&core.cells, &core.memory, &cell.node)
+        space.cells += 1
+    log_append(&core.log, cell)
+    attach(core, cell)
+    return True
+
+
+# For a record that would be evicted as soon as it is in: what it would have pushed out goes, and it becomes the floor.
+# False: out of memory, and nothing has changed.
+cdef inline bint apply_floor(
+    Core *core, Space *space, Cell *known, const Newcomer *newcomer, const Room *room
+) noexcept:
+    cdef Cell *floor = make_cell(core, space, newcomer.key, newcomer.key_size)
+    if floor == NULL:
+        return False
+    floor.updated_at_ms = newcomer.updated_at_ms
+    if known != NULL:
+        forget_cell(core, known)
+    reclaim_expired(core, space, room.reclaim_bytes)
+    evict_oldest(core, space, room.evictions)
+    raise_floor(core, space, floor)
+    return True
