@@ -167,7 +167,8 @@ class KmsRegistry:
             [
                 _transaction_count(wallet, "latest"),
                 _transaction_count(wallet, "pending"),
-                Question("eth_estimateGas", ({"from": wallet, **call.as_transaction()},), parse_quantity),
+                # Not of the pending state, in which our own waiting claim has set the hash.
+                Question("eth_estimateGas", ({"from": wallet, **call.as_transaction()}, "latest"), parse_quantity),
                 Question("eth_maxPriorityFeePerGas", (), parse_quantity),
                 Question("eth_getBlockByNumber", ("latest", False), _parse_base_fee),
                 Question("eth_getBalance", (wallet, "latest"), parse_quantity),

@@ -5,7 +5,7 @@ guesses the order of a batch whose ids are missing. A provider of chain data is 
 that. Importing web3 costs about 0.7 s and 55 MB; `appliance.chain.rpc` imports this module when it first connects.
 """
 
-import json
+import sys
 from typing import Any, cast
 
 import anyio.to_thread
@@ -14,6 +14,13 @@ from web3 import AsyncHTTPProvider, AsyncWeb3
 from web3.types import RPCEndpoint, RPCRequest, RPCResponse
 
 from appliance.chain.types import ChainError
+from kmscore.errors import Rejected
+from kmscore.json import parse_json
+
+# Importing web3 imports py_ecc, which raises the recursion limit of the whole process to 100,000. With that, nested
+# input to any recursive parser is a segmentation fault and not a RecursionError. This is the interpreter's own limit.
+RECURSION_LIMIT = 1000
+sys.setrecursionlimit(RECURSION_LIMIT)
 
 # A full batch of instances with the longest text that fits into a transaction is about 12 MiB of hex.
 MAX_RESPONSE_BYTES = 16 * 1024 * 1024
@@ -98,9 +105,9 @@ class BoundedHttpProvider(AsyncHTTPProvider):
 async def _parse(body: bytes) -> object:
     try:
         if len(body) > PARSE_INLINE_BYTES:
-            return await anyio.to_thread.run_sync(json.loads, body)
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
+            return await anyio.to_thread.run_sync(parse_json, body)
+        return parse_json(body)
+    except Rejected as error:
         raise ChainError("a chain provider answered something that is not JSON") from error
 
 

@@ -41,6 +41,9 @@ BACKOFF_MAX_S = 2.0
 # would choose how old a block is read.
 LAGGARD_GRACE_S = 1.0
 
+# For how long after a provider did not answer the others do not wait for it.
+SILENCE_S = 30.0
+
 # How far behind a block already read a later read may go. A reorganisation or another server behind the same name goes
 # back a few blocks; whoever goes back further shows the past, in which a revoked instance is still active.
 MAX_REWIND_BLOCKS = 64
@@ -126,6 +129,8 @@ class ChainReader:
         self._sleep = sleep
         self._jitter = jitter
         self._highest_read = 0
+        # By place among the URLs, those that did not answer, and when somebody waits for them again (event loop's time).
+        self._silent_until: dict[int, float] = {}
 
     async def aclose(self) -> None:
         """Closes every connection."""
@@ -254,22 +259,32 @@ class ChainReader:
     ) -> Heard[T]:
         """The answers of every provider that gave them by `grace_s` after `enough` held, or by the deadline."""
         heard: Heard[T] = {}
+        # Those that did not answer are asked again each time, but for a while nobody is kept waiting for them.
+        now = anyio.current_time()
+        awaited = {at for at in range(len(self._providers)) if self._silent_until.get(at, now) <= now}
 
         async def ask(at: int, provider: RpcProvider) -> None:
             try:
                 heard[at] = await self._ask(provider, questions)
             except ChainError as error:
-                logger.warning("a chain provider does not answer", extra={"rpc_index": at, "reason": str(error)})
-                return
+                self._note_silence(at, error)
+            else:
+                self._silent_until.pop(at, None)
+            awaited.discard(at)
             if enough(heard):
                 scope = group.cancel_scope
-                scope.deadline = min(scope.deadline, anyio.current_time() + grace_s)
+                scope.deadline = min(scope.deadline, anyio.current_time() + (grace_s if awaited else 0.0))
 
         async with anyio.create_task_group() as group:
             group.cancel_scope.deadline = anyio.current_time() + self._timeout_s
             for at, provider in enumerate(self._providers):
                 group.start_soon(ask, at, provider)
         return heard
+
+    def _note_silence(self, at: int, error: ChainError) -> None:
+        if at not in self._silent_until:
+            logger.warning("a chain provider does not answer", extra={"rpc_index": at, "reason": str(error)})
+        self._silent_until[at] = anyio.current_time() + SILENCE_S
 
     async def _ask(self, provider: RpcProvider, questions: Sequence[Question[T]]) -> list[T]:
         for attempt in range(MAX_ATTEMPTS):
@@ -308,7 +323,7 @@ class ChainReader:
         )
 
 
-def call_at(call: Call, block: str, sender: str | None = None) -> "Question[bytes | Reverted]":
+def call_at(call: Call, block: str, sender: str | None = None) -> Question[bytes | Reverted]:
     """eth_call at a block (a hexadecimal number or a tag), as if sent by `sender`."""
     transaction = call.as_transaction()
     if sender is not None:
@@ -316,7 +331,7 @@ def call_at(call: Call, block: str, sender: str | None = None) -> "Question[byte
     return Question("eth_call", (transaction, block), parse_data, parse_revert)
 
 
-def block_hash_at(number: int) -> "Question[bytes | Reverted]":
+def block_hash_at(number: int) -> Question[bytes | Reverted]:
     """The hash of the block with this number."""
 
     def parse(result: object) -> bytes | Reverted:
