@@ -1,7 +1,7 @@
 """How far an answer may be believed, and what it must hold (protocol §2, §3, §4).
 
-Pure functions over bytes that were already received. An `UnverifiedAnswer` becomes an `Envelope` or a `Refusal` only
-through `verify_success` and `verify_refusal`, and an inner object becomes a result only through the parser of its
+Pure functions over bytes that were already received. An `UnverifiedAnswer` becomes a `VerifiedAnswer` or a `Refusal`
+only through `verify_success` and `verify_refusal`, and an inner object becomes a result only through the parser of its
 request.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from appliance.auth.pop import MAX_NONCE_CHARS
 from kmscore.envelope import Envelope, parse_envelope
 from kmscore.errors import Reason, Rejected
 from kmscore.json import parse_json_object
@@ -61,14 +62,30 @@ class RefusalTrust(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class VerifiedAnswer:
+    """A success that the addressed wallet signed; made by `verify_success` only. The envelope is still sealed.
+
+    `next_nonce` saves fetching one; it is what the connection delivered and costs no more than a refusal when it is
+    forged.
+    """
+
+    envelope: Envelope
+    next_nonce: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer that is not a success, with its proof. `code` and `message` are printable and short, but not ours."""
+    """An answer that is not a success, with its proof; made by `verify_refusal` only.
+
+    `code` and `message` are printable and short, but not ours. `next_nonce` is None when nothing proves the refusal.
+    """
 
     status: int
     code: str
     message: str
     retry_after_s: float | None
     proof: Proof
+    next_nonce: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +103,8 @@ class Value:
     updated_at_ms: int
 
 
-def verify_success(answer: UnverifiedAnswer, pop_signature: str, wallet: str) -> Envelope:
-    """The envelope of a 200, once `wallet` is shown to have answered the request signed as `pop_signature`.
+def verify_success(answer: UnverifiedAnswer, pop_signature: str, wallet: str) -> VerifiedAnswer:
+    """The sealed answer of a 200, once `wallet` is shown to have answered the request signed as `pop_signature`.
 
     Raises `Rejected` with SIGNATURE (X-KMS-Response-Signature missing or not the node's, X-KMS-Answer-Signature present
     and not the node's) or MALFORMED (the body is not an envelope).
@@ -97,7 +114,7 @@ def verify_success(answer: UnverifiedAnswer, pop_signature: str, wallet: str) ->
     _verify_response_signature(answer, pop_signature, wallet)
     if ANSWER_SIGNATURE in answer.headers:
         _verify_answer_signature(answer, pop_signature, wallet)
-    return parse_envelope(answer.body)
+    return VerifiedAnswer(parse_envelope(answer.body), _next_nonce(answer))
 
 
 def verify_refusal(answer: UnverifiedAnswer, pop_signature: str, wallet: str) -> Refusal:
@@ -116,7 +133,14 @@ def verify_refusal(answer: UnverifiedAnswer, pop_signature: str, wallet: str) ->
         _verify_answer_signature(answer, pop_signature, wallet)
         proof = Proof.ANSWER
     code, message = _parse_error_body(answer.body)
-    return Refusal(answer.status, code, message, parse_retry_after_s(answer.headers.get(RETRY_AFTER)), proof)
+    return Refusal(
+        status=answer.status,
+        code=code,
+        message=message,
+        retry_after_s=parse_retry_after_s(answer.headers.get(RETRY_AFTER)),
+        proof=proof,
+        next_nonce=None if proof is Proof.NONE else _next_nonce(answer),
+    )
 
 
 def is_believed(proof: Proof, trust: RefusalTrust, *, node_signs: bool) -> bool:
@@ -131,6 +155,22 @@ def parse_retry_after_s(text: str | None) -> float | None:
     if text is None or not text.isascii() or not text.isdecimal() or len(text) > 9:
         return None
     return min(float(text), MAX_RETRY_AFTER_S)
+
+
+def parse_nonce(value: object) -> str:
+    """A nonce text fit for a header and for what is signed: 1..512 visible ASCII characters. Rejected(NONCE)."""
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NONCE_CHARS or not value.isascii():
+        raise Rejected(Reason.NONCE, "the nonce is not a short ASCII text")
+    if not value.isprintable() or " " in value:
+        raise Rejected(Reason.NONCE, "the nonce holds characters that a header cannot carry unchanged")
+    return value
+
+
+def _next_nonce(answer: UnverifiedAnswer) -> str | None:
+    try:
+        return parse_nonce(answer.headers.get(NEXT_NONCE))
+    except Rejected:
+        return None  # absent, or of no use: one is fetched instead
 
 
 def _verify_response_signature(answer: UnverifiedAnswer, pop_signature: str, wallet: str) -> None:

@@ -15,11 +15,15 @@ Synchronous code drives it through a portal, which runs the event loop in a thre
 Every result is proven to come from a node that the chain lists, for this very call. TLS is verified, but trust does not
 rest on it: bodies are sealed to the node's registered key, and answers are signed by its registered wallet.
 
-What is tried again. A node that fails is followed by another one until the deadline. `derive`, `get` and `keys` change
-nothing and are repeated after any failure. `put` and `delete` are repeated only when the request was certainly not run:
-no connection, or a refusal a node gives before it looks at the request (403, 413, 415, 429, 503), or a signed refusal.
-Otherwise `OutcomeUnknown` leaves the decision to the application. Nodes replicate within seconds: a value written
-through one node may be missing or old at another one for that long.
+What is not promised. Older nodes bind an answer to the request only by what it repeats (path, length, key): whoever
+ends TLS in front of one can swap the answers of two derivations in flight that differ in nothing but `context`. Nodes
+replicate within seconds: a value written through one may be missing or old at another for that long.
+
+What is tried again. A node that fails is followed by the next one, and one that asks for patience is asked again after
+it, within the deadline. `derive`, `get` and `keys` change nothing and are repeated after any failure. `put` and
+`delete` are repeated only when the request was certainly not run: no connection, or a refusal a node gives before it
+looks at the request (403, 413, 415, 429, 503), or a signed refusal. Otherwise `OutcomeUnknown` leaves the decision to
+the application.
 """
 
 import base64
@@ -80,7 +84,8 @@ ResultT = TypeVar("ResultT")
 class KmsClient:
     """The protocol's app side over all nodes of one cluster; safe to share between tasks of one event loop.
 
-    `timeout_s` bounds a whole call, `attempt_timeout_s` what one node gets of it, `connect_timeout_s` a connection.
+    `timeout_s` bounds a whole call, `attempt_timeout_s` what one node gets of it, `connect_timeout_s` a connection. A
+    node gets at most half of what is left while there are others to ask.
     `label` is the envelope label to open with at a node whose own is not known yet. `identity` and `directory` stay the
     caller's to close, and so does `http` when it is given. Raises `ConfigError` for a label that is none of the
     protocol's.
@@ -198,7 +203,10 @@ class KmsClient:
             asked = {wallet for wallet, failure in failures.items() if failure.retry_after_s is None}
             session = self._pool.pick(asked)
             if session is not None:
-                result = await self._ask(session, request, parse, min(left_s, self._attempt_timeout_s))
+                # One that hangs must leave time for the others.
+                others = self._pool.pick({*asked, session.node.wallet}) is not None
+                timeout_s = min(left_s / 2 if others else left_s, self._attempt_timeout_s)
+                result = await self._ask(session, request, parse, timeout_s)
                 if not isinstance(result, NodeFailure):
                     return result
                 failures[result.wallet] = result

@@ -124,7 +124,7 @@ def error_for_failures(failures: Iterable[NodeFailure]) -> KmsClientError:
     """The error of a call that no node answered: by what all nodes that spoke agree on, else `NoNodeAvailable`."""
     known = tuple(failures)
     if not known:
-        return NoNodeAvailable("the registry lists no node that can be asked")
+        return NoNodeAvailable("no node could be asked: the registry lists none, or the time ran out")
     detail = "; ".join(str(failure) for failure in known)
     spoken = {failure.kind for failure in known if failure.kind not in _SILENT}
     if len(spoken) == 1:

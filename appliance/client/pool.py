@@ -13,6 +13,7 @@ from appliance.client.errors import NodeFailure
 from appliance.client.session import NodeSession
 from appliance.clock import Clock
 
+# About as long as a node takes to restart; longer would keep load off it that it can bear again.
 COOL_DOWN_MS = 10_000
 # A node is left alone at least this long once it asked for patience, so that "Retry-After: 0" is no invitation to
 # hammer it, and at most this long, so that nobody can silence a node for good with one forged answer.

@@ -14,12 +14,12 @@ import httpx
 
 from appliance.auth.envelopes import EnvelopeGate, encode_inner
 from appliance.client.answers import (
-    NEXT_NONCE,
     Proof,
     Refusal,
     RefusalTrust,
     UnverifiedAnswer,
     is_believed,
+    parse_nonce,
     parse_retry_after_s,
     verify_refusal,
     verify_success,
@@ -30,13 +30,12 @@ from appliance.clock import Clock
 from appliance.http import AnswerTooLarge, read_bounded
 from appliance.log import short
 from appliance.tee.port import TeeProvider
-from kmscore.errors import KmsError, Reason, Rejected
+from kmscore.errors import KmsError, Rejected
 from kmscore.json import parse_json_object
 from kmscore.pop import PopKind, pop_text
 
 logger = logging.getLogger(__name__)
 
-MAX_NONCE_CHARS = 512
 MAX_NONCE_ANSWER_BYTES = 4 * 1024
 MAX_REFUSAL_BYTES = 64 * 1024
 # A nonce that came with an answer is used within this time, well inside the shortest sensible POP_MAX_AGE_SECONDS.
@@ -128,10 +127,11 @@ class NodeSession:
         while True:
             remembered = nonce is not None
             nonce = nonce or await self._fetch_nonce()
-            answer, signature = await self._send(request, labels[0], nonce, attempt)
+            key_in_query = request.key is not None and self._knows_key_query
+            answer, signature = await self._send(request, self._url(request, key_in_query), labels[0], nonce, attempt)
             if answer.status == httpx.codes.OK:
                 inner = await self._open(answer, signature, nonce)
-                if not (request.key is not None and self._knows_key_query and "keys" in inner):
+                if not (key_in_query and "keys" in inner):
                     return inner
                 self._knows_key_query = False
             else:
@@ -140,7 +140,8 @@ class NodeSession:
                     # The rest were offered before this one was refused.
                     self._next_nonces.clear()
                 elif refusal.status in LABEL_REFUSALS and len(labels) > 1 and refusal.proof is not Proof.ANSWER:
-                    # At most one label opens at a node that does not know them all, so no request runs twice.
+                    # Only nodes that know one label refuse the others, so no request runs twice; whoever forges this
+                    # refusal gains no more than the same change a few times over.
                     labels = labels[1:]
                     logger.info("envelope refused, trying another label", extra={"peer": short(self.node.wallet)})
                 else:
@@ -156,7 +157,7 @@ class NodeSession:
         return (first, *(label for label in known if label != first))
 
     async def _send(
-        self, request: KmsRequest, label: str | None, nonce: str, attempt: Attempt
+        self, request: KmsRequest, url: str, label: str | None, nonce: str, attempt: Attempt
     ) -> tuple[UnverifiedAnswer, str]:
         """One request on the wire: what came back, and the signature text it was made with."""
         identity = await self._identity.identity()
@@ -175,7 +176,7 @@ class NodeSession:
             headers["Content-Type"] = "application/json"
         attempt.may_have_run = True
         try:
-            answer = await self._stream(request.method, self._url(request), body, headers, self._limit_bytes)
+            answer = await self._stream(request.method, url, body, headers, self._limit_bytes)
         except _NOT_SENT as error:
             attempt.may_have_run = False
             raise self._failed(FailureKind.UNREACHABLE, "no connection") from error
@@ -194,25 +195,25 @@ class NodeSession:
             limit = limit_bytes if response.status_code == httpx.codes.OK else MAX_REFUSAL_BYTES
             return UnverifiedAnswer(response.status_code, response.headers, await read_bounded(response, limit))
 
-    def _url(self, request: KmsRequest) -> str:
+    def _url(self, request: KmsRequest, key_in_query: bool) -> str:
         if request.key is None:
             return f"{self.node.url}{request.path}"
         key = quote(request.key, safe="")
-        if self._knows_key_query:
+        if key_in_query:
             return f"{self.node.url}{request.path}?key={key}"
         # A key of dots would otherwise be taken for a relative path on its way.
         return f"{self.node.url}{request.path}/{key.replace('.', '%2E')}"
 
     async def _open(self, answer: UnverifiedAnswer, signature: str, nonce: str) -> dict[str, object]:
         try:
-            envelope = verify_success(answer, signature, self.node.wallet)
-            inner = await self._gate.open_answer(envelope, self.node.tee_pubkey, nonce)
+            verified = verify_success(answer, signature, self.node.wallet)
+            inner = await self._gate.open_answer(verified.envelope, self.node.tee_pubkey, nonce)
         except Rejected as error:
             raise self._failed(FailureKind.UNTRUSTED, str(error)) from error
         self._label_known = True
         # Inside the envelope nobody can take the extension's mark away, unlike a header.
         self._signs_answers = self._signs_answers or "answer_to" in inner
-        self._remember_next_nonce(answer)
+        self._remember_next_nonce(verified.next_nonce)
         return inner
 
     def _read_refusal(self, answer: UnverifiedAnswer, signature: str) -> Refusal:
@@ -220,8 +221,7 @@ class NodeSession:
             refusal = verify_refusal(answer, signature, self.node.wallet)
         except Rejected as error:
             raise self._failed(FailureKind.UNTRUSTED, str(error)) from error
-        if refusal.proof is not Proof.NONE:
-            self._remember_next_nonce(answer)
+        self._remember_next_nonce(refusal.next_nonce)
         if refusal.proof is Proof.ANSWER:
             self._signs_answers = True
         return refusal
@@ -263,27 +263,12 @@ class NodeSession:
                 return nonce
         return None
 
-    def _remember_next_nonce(self, answer: UnverifiedAnswer) -> None:
-        if NEXT_NONCE not in answer.headers:
-            return
-        try:
-            nonce = parse_nonce(answer.headers[NEXT_NONCE])
-        except Rejected:
-            logger.info("unusable next nonce ignored", extra={"peer": short(self.node.wallet)})
-            return
-        self._next_nonces.append((nonce, self._clock.monotonic_ms()))
+    def _remember_next_nonce(self, nonce: str | None) -> None:
+        if nonce is not None:
+            self._next_nonces.append((nonce, self._clock.monotonic_ms()))
 
     def _failed(self, kind: FailureKind, message: str, retry_after_s: float | None = None) -> AttemptFailed:
         return AttemptFailed(NodeFailure(self.node.url, self.node.wallet, kind, message, retry_after_s))
-
-
-def parse_nonce(value: object) -> str:
-    """A nonce text fit for a header and for what is signed: 1..512 visible ASCII characters. Rejected(NONCE)."""
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_NONCE_CHARS or not value.isascii():
-        raise Rejected(Reason.NONCE, "the nonce is not a short ASCII text")
-    if not value.isprintable() or " " in value:
-        raise Rejected(Reason.NONCE, "the nonce holds characters that a header cannot carry unchanged")
-    return value
 
 
 def _final_error(refusal: Refusal, request: KmsRequest) -> KmsClientError | None:

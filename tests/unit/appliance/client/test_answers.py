@@ -15,12 +15,12 @@ from appliance.client.answers import (
     is_believed,
     parse_deleted,
     parse_keys,
+    parse_nonce,
     parse_put,
     parse_retry_after_s,
     parse_value,
     verify_refusal,
 )
-from appliance.client.session import parse_nonce
 from kmscore.errors import Reason, Rejected
 from tests.support import wire
 

@@ -1,49 +1,33 @@
-"""The SDK over whole calls: what it believes, what it tries again, and what it says when nothing helps."""
+"""The SDK over whole calls that succeed, at newer and older nodes, and calls that are never sent."""
 
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
+import anyio.from_thread
 import httpx
 import pytest
 
-from appliance.client.answers import PutResult, RefusalTrust
+from appliance.client.answers import PutResult
 from appliance.client.client import KmsClient
-from appliance.client.discovery import NodeFacts, StaticDirectory
+from appliance.client.discovery import StaticDirectory
 from appliance.client.errors import (
     BadRequest,
-    FailureKind,
-    IdentityUnavailable,
-    KmsClientError,
-    NoNodeAvailable,
-    NotAuthorized,
     NotFound,
-    OutcomeUnknown,
-    QuotaExceeded,
-    RateLimited,
-    UntrustedAnswer,
 )
-from kmscore.errors import ConfigError, Unavailable
+from kmscore.errors import ConfigError
 from tests.support import fake_node, wire
-from tests.support.client_bench import APP_ID, Bench, app_identity, facts_of
+from tests.support.client_bench import APP_ID, Bench
 from tests.support.fake_node import (
     MASTER_SECRET,
     OLD_NODE,
     VALUE_TIME_MS,
     FakeNode,
-    Fault,
     Traits,
-    answers_inner,
-    refuses,
-    refuses_signed,
 )
 
 pytestmark = pytest.mark.anyio
-
-NOTHING_DERIVED = {"app_id": APP_ID, "path": "disk", "key": wire.encode_base64(bytes(32)), "length": 32}
-NOTHING_LISTED = {"app_id": APP_ID, "keys": [], "count": 0}
-
 
 # --- calls that succeed ---
 
@@ -82,6 +66,14 @@ async def test_the_key_goes_into_the_path_after_one_listing_from_a_node_that_tak
         await kms.get("k")
         await kms.get("k")
     assert node.ran == ["list", "get k", "get k"]
+
+
+async def test_concurrent_reads_find_out_together_that_a_node_takes_no_query(bench: Bench) -> None:
+    bench.add_node(Traits(knows_key_query=False))
+    bench.store |= {f"k{number}": b"v" for number in range(5)}
+    async with bench.client() as kms, anyio.create_task_group() as group:
+        for key in bench.store:
+            group.start_soon(kms.get, key)
 
 
 async def test_the_next_nonce_saves_the_request_for_one(bench: Bench) -> None:
@@ -153,406 +145,6 @@ async def test_the_label_a_node_understood_is_used_from_then_on(bench: Bench) ->
     assert node.asked[asked:] == ["GET /nonce", "PUT /kms/data"]
 
 
-@pytest.mark.parametrize(
-    ("traits", "trust", "expected"),
-    [
-        pytest.param(Traits(), RefusalTrust.SIGNED_ANSWER, NotFound, id="new node, strictest"),
-        pytest.param(Traits(), RefusalTrust.DANGEROUS_UNSIGNED, NotFound, id="new node, laxest"),
-        pytest.param(
-            Traits(signs=False, signs_responses_only=True),
-            RefusalTrust.SIGNED_RESPONSE,
-            NotFound,
-            id="older node that signs the request of a refusal, default",
-        ),
-        pytest.param(
-            Traits(signs=False, signs_responses_only=True),
-            RefusalTrust.SIGNED_ANSWER,
-            UntrustedAnswer,
-            id="older node that signs the request of a refusal, strictest",
-        ),
-        pytest.param(OLD_NODE, RefusalTrust.SIGNED_RESPONSE, UntrustedAnswer, id="older node that signs none, default"),
-        pytest.param(OLD_NODE, RefusalTrust.DANGEROUS_UNSIGNED, NotFound, id="older node that signs none, laxest"),
-    ],
-)
-async def test_a_missing_key_is_believed_as_far_as_the_caller_chose(
-    bench: Bench, traits: Traits, trust: RefusalTrust, expected: type[KmsClientError]
-) -> None:
-    bench.add_node(traits)
-    async with bench.client(refusal_trust=trust) as kms:
-        with pytest.raises(expected):
-            await kms.get("missing")
-
-
-@pytest.mark.parametrize("trust", RefusalTrust)
-async def test_a_node_that_showed_it_signs_answers_is_held_to_it(bench: Bench, trust: RefusalTrust) -> None:
-    node = bench.add_node()
-    async with bench.client(refusal_trust=trust) as kms:
-        await kms.put("k", b"v")
-        for fault in (refuses(404), fake_node.turns_its_success_into_a_404):
-            node.faults.append(fault)
-            with pytest.raises(UntrustedAnswer):
-                await kms.get("k")
-
-
-# --- answers that are not believed ---
-
-SPOILED: dict[str, Fault] = {
-    "no response signature": fake_node.answers_unsigned,
-    "signed by another wallet": fake_node.is_signed_by_a_stranger,
-    "signed for another request": fake_node.signs_another_request,
-    "answer signature of another body": fake_node.adds_a_wrong_answer_signature,
-    "tampered ciphertext": fake_node.flips_a_bit,
-    "the request itself": fake_node.reflects_the_request,
-    "the request itself under the node's name": fake_node.reflects_under_its_own_key,
-    "sealed with a key the chain does not list": fake_node.seals_with_an_unregistered_key,
-    "plaintext": fake_node.answers_plaintext,
-    "a body without end": fake_node.answers_without_end,
-    "a redirect": refuses(307, headers={"Location": "https://elsewhere.example/kms/derive"}),
-    "an unsigned 404": refuses(404),
-    "a 404 signed for another body": fake_node.gives_a_404_signed_for_another_body,
-    "an unsigned 507": refuses(507, body=b"<html>"),
-    "a status that does not exist": refuses(799),
-    "made for another request": answers_inner(NOTHING_DERIVED | {"answer_to": "another nonce"}),
-    "of another path": answers_inner(NOTHING_DERIVED | {"path": "other"}),
-    "of another length": answers_inner(NOTHING_DERIVED | {"length": 16}),
-    "a key of another length": answers_inner(NOTHING_DERIVED | {"key": wire.encode_base64(bytes(31))}),
-    "a key that is not base64": answers_inner(NOTHING_DERIVED | {"key": "A" * 44}),
-    "without an app": answers_inner({name: NOTHING_DERIVED[name] for name in ("path", "key", "length")}),
-    "an app that is true": answers_inner(NOTHING_DERIVED | {"app_id": True}),
-    "of another kind": answers_inner(NOTHING_LISTED),
-}
-
-
-@pytest.mark.parametrize("fault", SPOILED.values(), ids=SPOILED.keys())
-async def test_a_spoiled_answer_makes_a_read_go_to_the_next_node(bench: Bench, fault: Fault) -> None:
-    liar, honest = bench.add_node(), bench.add_node()
-    liar.always = fault
-    async with bench.client() as kms:
-        assert await kms.derive("disk") == wire.derive_key(MASTER_SECRET, APP_ID, "disk")
-    assert honest.ran == ["derive"]
-
-
-@pytest.mark.parametrize("fault", SPOILED.values(), ids=SPOILED.keys())
-async def test_a_spoiled_answer_to_a_put_leaves_its_outcome_unknown(bench: Bench, fault: Fault) -> None:
-    liar, other = bench.add_node(), bench.add_node()
-    liar.always = fault
-    async with bench.client() as kms:
-        with pytest.raises(OutcomeUnknown) as caught:
-            await kms.put("k", b"v")
-    assert caught.value.failure.wallet == liar.wallet.address
-    assert other.asked == []
-
-
-async def test_a_call_that_only_liars_answer_is_untrusted(bench: Bench) -> None:
-    for _ in range(2):
-        bench.add_node().always = fake_node.is_signed_by_a_stranger
-    async with bench.client() as kms:
-        with pytest.raises(UntrustedAnswer) as caught:
-            await kms.derive("disk")
-    assert [failure.kind for failure in caught.value.failures] == [FailureKind.UNTRUSTED] * 2
-
-
-async def test_an_envelope_is_accepted_once(bench: Bench) -> None:
-    node = bench.add_node(OLD_NODE)
-    node.always = fake_node.repeats_an_old_envelope()
-    async with bench.client() as kms:
-        assert await kms.keys() == []
-        with pytest.raises(UntrustedAnswer, match="accepted before"):
-            await kms.keys()
-
-
-async def test_a_value_of_another_key_is_not_taken_for_the_one_asked_for(bench: Bench) -> None:
-    node = bench.add_node(OLD_NODE)
-    node.always = answers_inner({"app_id": APP_ID, "key": "other", "value": "", "updated_at_ms": 1})
-    async with bench.client() as kms:
-        with pytest.raises(UntrustedAnswer):
-            await kms.get("k")
-
-
-# --- failing over ---
-
-NOT_RUN: dict[str, Fault] = {
-    "no connection": fake_node.refuses_connection,
-    "503": refuses(503),
-    "503 with a time to wait": refuses(503, headers={"Retry-After": "5"}),
-    "429": refuses(429, headers={"Retry-After": "5"}),
-    "403": refuses(403),
-    "413": refuses(413),
-    "a signed 403": refuses_signed(403),
-    "a signed 500": refuses_signed(500),
-}
-
-
-@pytest.mark.parametrize("fault", NOT_RUN.values(), ids=NOT_RUN.keys())
-async def test_a_put_that_was_certainly_not_run_goes_to_the_next_node(bench: Bench, fault: Fault) -> None:
-    failing, working = bench.add_node(), bench.add_node()
-    failing.always = fault
-    async with bench.client() as kms:
-        await kms.put("k", b"v")
-    assert (failing.ran, working.ran) == ([], ["put k"])
-
-
-MAYBE_RUN: dict[str, Fault] = {
-    "cut": fake_node.is_cut_after_running,
-    "no answer in time": fake_node.times_out_after_running,
-    "502 of a proxy": refuses(502, body=b"<html>"),
-    "an unsigned 500": refuses(500),
-}
-CHANGES: dict[str, Callable[[KmsClient], Awaitable[object]]] = {
-    "put": lambda kms: kms.put("k", b"v"),
-    "delete": lambda kms: kms.delete("k"),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-@pytest.mark.parametrize("fault", MAYBE_RUN.values(), ids=MAYBE_RUN.keys())
-async def test_a_change_that_may_have_been_run_is_not_repeated(
-    bench: Bench, fault: Fault, change: Callable[[KmsClient], Awaitable[object]]
-) -> None:
-    failing, other = bench.add_node(), bench.add_node()
-    bench.store["k"] = b"old"
-    failing.always = fault
-    async with bench.client() as kms:
-        with pytest.raises(OutcomeUnknown) as caught:
-            await change(kms)
-    assert caught.value.failure.url == failing.url
-    assert other.asked == []
-
-
-@pytest.mark.parametrize("fault", MAYBE_RUN.values(), ids=MAYBE_RUN.keys())
-async def test_a_read_that_may_have_been_run_goes_to_the_next_node(bench: Bench, fault: Fault) -> None:
-    failing, _ = bench.add_node(), bench.add_node()
-    failing.always = fault
-    bench.store["k"] = b"v"
-    async with bench.client() as kms:
-        assert (await kms.get("k")).value == b"v"
-
-
-async def test_a_node_that_hangs_costs_a_read_one_attempt(bench: Bench) -> None:
-    hanging, _ = bench.add_node(), bench.add_node()
-    hanging.always = fake_node.hangs
-    async with bench.client(attempt_timeout_s=0.05) as kms:
-        assert await kms.keys() == []
-
-
-async def test_a_node_that_hangs_leaves_a_put_unknown_and_one_that_gives_no_nonce_does_not(bench: Bench) -> None:
-    hanging, working = bench.add_node(), bench.add_node()
-    async with bench.client(attempt_timeout_s=0.05) as kms:
-        hanging.always_at_nonce = fake_node.hangs
-        await kms.put("k", b"v")
-        assert working.ran == ["put k"]
-    hanging.always_at_nonce, hanging.always = None, fake_node.hangs
-    async with bench.client(attempt_timeout_s=0.05) as kms:
-        with pytest.raises(OutcomeUnknown):
-            await kms.put("k", b"v")
-
-
-async def test_calls_stay_with_the_node_that_answered_last(bench: Bench) -> None:
-    first, second = bench.add_node(), bench.add_node()
-    first.faults = [refuses(503)]
-    async with bench.client() as kms:
-        for _ in range(3):
-            await kms.keys()
-        bench.clock.elapsed_ms += 60_000
-        await kms.keys()
-    assert (len(first.ran), len(second.ran)) == (0, 4)
-
-
-async def test_a_node_that_failed_lately_is_asked_after_those_that_did_not(bench: Bench) -> None:
-    first, second, third = (bench.add_node() for _ in range(3))
-    first.always = refuses(503)
-    async with bench.client() as kms:
-        await kms.keys()
-        asked = len(first.asked)
-        second.always = refuses(503)
-        await kms.keys()
-    assert len(first.asked) == asked
-    assert third.ran == ["list"]
-
-
-async def test_a_refusal_that_is_believed_ends_the_call(bench: Bench) -> None:
-    for status, expected in ((400, BadRequest), (413, BadRequest), (507, QuotaExceeded)):
-        bench.nodes.clear()
-        first, second = bench.add_node(), bench.add_node()
-        first.always = refuses_signed(status)
-        async with bench.client() as kms:
-            with pytest.raises(expected, match="a message"):
-                await kms.put("k", b"v")
-        assert second.asked == []
-
-
-async def test_an_identity_that_every_node_refuses_is_not_authorized(bench: Bench) -> None:
-    first, second, dead = (bench.add_node() for _ in range(3))
-    first.always, second.always, dead.always = refuses(403), refuses_signed(403), fake_node.refuses_connection
-    async with bench.client() as kms:
-        with pytest.raises(NotAuthorized) as caught:
-            await kms.put("k", b"v")
-    assert {failure.kind for failure in caught.value.failures} == {FailureKind.REFUSED, FailureKind.UNREACHABLE}
-
-
-async def test_an_app_that_the_node_does_not_know_is_not_authorized(bench: Bench) -> None:
-    bench.add_node()
-    stranger = app_identity()
-    bench.nodes[0].app = fake_node.RegisteredApp(APP_ID, "0x" + "00" * 20, bench.nodes[0].app.tee_pubkey)
-    async with bench.client(identity=stranger) as kms:
-        with pytest.raises(NotAuthorized):
-            await kms.derive("disk")
-
-
-async def test_no_node_available_says_what_each_node_did(bench: Bench) -> None:
-    bench.add_node().always = fake_node.refuses_connection
-    bench.add_node().always = refuses(503, headers={"Retry-After": "45"})
-    async with bench.client() as kms:
-        with pytest.raises(NoNodeAvailable) as caught:
-            await kms.keys()
-    kinds = {failure.url: failure.kind for failure in caught.value.failures}
-    assert kinds == {
-        "https://node0.example": FailureKind.UNREACHABLE,
-        "https://node1.example": FailureKind.UNAVAILABLE,
-    }
-    assert caught.value.retry_after_s == 45
-    assert "https://node0.example unreachable" in str(caught.value)
-
-
-async def test_text_from_outside_reaches_an_error_without_control_characters(bench: Bench) -> None:
-    bench.add_node().always = refuses(503, body=b'{"code":"c","message":"\\u001b[2J' + b"x" * 5000 + b'"}')
-    async with bench.client() as kms:
-        with pytest.raises(NoNodeAvailable) as caught:
-            await kms.keys()
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 500
-
-
-# --- waiting ---
-
-
-async def test_retry_after_is_honoured_within_the_deadline(bench: Bench) -> None:
-    node = bench.add_node()
-    node.faults = [refuses(429, headers={"Retry-After": "7"})]
-    async with bench.client(timeout_s=30) as kms:
-        await kms.put("k", b"v")
-    assert bench.clock.elapsed_ms == 7000
-    assert node.ran == ["put k"]
-
-
-async def test_a_wait_beyond_the_deadline_is_left_to_the_app(bench: Bench) -> None:
-    node = bench.add_node()
-    node.always = refuses(429, headers={"Retry-After": "31"})
-    async with bench.client(timeout_s=30) as kms:
-        for _ in range(2):
-            with pytest.raises(RateLimited) as caught:
-                await kms.keys()
-            assert caught.value.retry_after_s == 31
-    assert bench.clock.elapsed_ms == 0
-    assert node.asked.count("GET /kms/data") == 1
-
-
-async def test_retry_after_zero_is_no_invitation_to_hammer(bench: Bench) -> None:
-    node = bench.add_node()
-    node.always = refuses(503, headers={"Retry-After": "0"})
-    async with bench.client(timeout_s=10) as kms:
-        with pytest.raises(NoNodeAvailable):
-            await kms.keys()
-    assert node.asked.count("GET /kms/data") <= 11
-
-
-async def test_a_rate_limited_nonce_request_waits_too(bench: Bench) -> None:
-    node = bench.add_node()
-    node.always_at_nonce = refuses(429, headers={"Retry-After": "40"})
-    async with bench.client(timeout_s=30) as kms:
-        with pytest.raises(RateLimited):
-            await kms.put("k", b"v")
-    assert node.asked == ["GET /nonce"]
-
-
-# --- the nodes and the identity themselves ---
-
-
-class Directory:
-    """Answers from a list of lists, the last one for ever."""
-
-    def __init__(self, *answers: Sequence[NodeFacts] | Unavailable) -> None:
-        self.answers = list(answers)
-        self.max_ages_s: list[float | None] = []
-
-    async def nodes(self, *, max_age_s: float | None = None) -> Sequence[NodeFacts]:
-        self.max_ages_s.append(max_age_s)
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, Unavailable):
-            raise answer
-        return answer
-
-
-async def test_the_registry_is_asked_again_when_every_known_node_failed(bench: Bench) -> None:
-    gone, new = bench.add_node(), bench.add_node()
-    gone.always = fake_node.refuses_connection
-    directory = Directory([facts_of(gone)], [facts_of(new)])
-    async with bench.client(directory=directory) as kms:
-        assert await kms.keys() == []
-    assert directory.max_ages_s == [None, 5.0]
-
-
-async def test_a_node_that_restarted_with_new_keys_is_found_again(bench: Bench) -> None:
-    node = bench.add_node()
-    before = facts_of(node)
-    node.wallet, node.tee = wire.Wallet(), wire.TeeKey()
-    async with bench.client(directory=Directory([before], [facts_of(node)])) as kms:
-        assert await kms.keys() == []
-
-
-@pytest.mark.parametrize(
-    "directory",
-    [
-        pytest.param(Directory([]), id="no node is listed"),
-        pytest.param(Directory(Unavailable("the chain is away")), id="the registry cannot be read"),
-    ],
-)
-async def test_without_a_node_to_ask_none_is_available(bench: Bench, directory: Directory) -> None:
-    async with bench.client(directory=directory) as kms:
-        with pytest.raises(NoNodeAvailable, match="registry"):
-            await kms.keys()
-
-
-async def test_a_registry_that_fails_on_the_second_reading_does_not_hide_what_the_nodes_did(bench: Bench) -> None:
-    node = bench.add_node()
-    node.always = refuses(403)
-    async with bench.client(directory=Directory([facts_of(node)], Unavailable("away"))) as kms:
-        with pytest.raises(NotAuthorized):
-            await kms.keys()
-
-
-class FailingIdentity:
-    """The app's identity, with one operation that does not answer."""
-
-    def __init__(self, failing: str) -> None:
-        self._identity = app_identity()
-        self._failing = failing
-
-    def __getattr__(self, name: str) -> Any:
-        return self._fail if name == self._failing else getattr(self._identity, name)
-
-    async def _fail(self, *_: object) -> None:
-        raise Unavailable("the runtime does not answer")
-
-
-@pytest.mark.parametrize("failing", ["identity", "sign_message", "seal"])
-async def test_an_identity_provider_that_fails_before_sending_changes_nothing(bench: Bench, failing: str) -> None:
-    node = bench.add_node()
-    async with bench.client(identity=FailingIdentity(failing)) as kms:
-        with pytest.raises(IdentityUnavailable):
-            await kms.put("k", b"v")
-    assert node.ran == []
-
-
-async def test_an_identity_provider_that_cannot_open_an_answer_leaves_only_changes_unknown(bench: Bench) -> None:
-    bench.add_node()
-    async with bench.client(identity=FailingIdentity("open")) as kms:
-        with pytest.raises(OutcomeUnknown):
-            await kms.put("k", b"v")
-        with pytest.raises(IdentityUnavailable):
-            await kms.keys()
-
-
 # --- arguments ---
 
 BAD_CALLS: dict[str, Callable[[Any], Awaitable[object]]] = {
@@ -604,6 +196,15 @@ async def test_its_own_connections_verify_tls_follow_nothing_and_ignore_the_envi
         pass
     assert [options["verify"] for options in made] == [True, private_ca]
     assert not any(options["follow_redirects"] or options["trust_env"] for options in made)
+
+
+def test_synchronous_code_drives_the_client_through_a_portal(bench: Bench) -> None:
+    bench.add_node()
+    with (
+        anyio.from_thread.start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(bench.client()) as kms,
+    ):
+        assert portal.call(kms.derive, "disk") == wire.derive_key(MASTER_SECRET, APP_ID, "disk")
 
 
 async def test_a_cancelled_call_leaves_the_client_usable(bench: Bench) -> None:
