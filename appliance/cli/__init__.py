@@ -5,6 +5,7 @@ client.
 """
 
 import importlib
+import logging
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -100,4 +101,6 @@ def cli() -> None:
 
 def main() -> None:
     """The console script."""
+    # Commands speak through their output and one sentence on stderr; those that want a log set one up.
+    logging.getLogger().addHandler(logging.NullHandler())
     cli(prog_name="nova-kms")

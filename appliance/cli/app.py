@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import random
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -160,10 +161,12 @@ def _call(
         async with (
             toolbox.http() as http,
             identity.open(http) as tee,
-            toolbox.connect(cluster.settings) as chain,
+            toolbox.connect(cluster.settings, cluster.timeout_s) as chain,
         ):
             directory = RegistryDirectory(chain.registry, cluster.settings.kms_app_id, https_only=cluster.https_only)
-            async with KmsClient(tee, directory, timeout_s=cluster.timeout_s, http=http) as kms:
+            # Every run of one app asks the nodes in the same order, so that a get after a put finds what was put.
+            order = random.Random((await tee.identity()).wallet)  # noqa: S311 - an order, not a secret
+            async with KmsClient(tee, directory, timeout_s=cluster.timeout_s, http=http, rng=order) as kms:
                 return await ask(kms)
 
     return anyio.run(run)

@@ -34,7 +34,7 @@ def status(ctx: click.Context, /, *, toolbox: Toolbox, cluster: ClusterOptions) 
     """
 
     async def look() -> ClusterReport:
-        async with toolbox.http() as http, toolbox.connect(cluster.settings) as chain:
+        async with toolbox.http() as http, toolbox.connect(cluster.settings, cluster.timeout_s) as chain:
             return await survey(chain, http, cluster)
 
     report = _run(cluster.timeout_s, look)
@@ -64,7 +64,7 @@ def nodes(*, toolbox: Toolbox, cluster: ClusterOptions, url: str | None) -> None
         async with toolbox.http() as http:
             if url is not None:
                 return await ask_for_nodes(http, [_parse_url(url)])
-            async with toolbox.connect(cluster.settings) as chain:
+            async with toolbox.connect(cluster.settings, cluster.timeout_s) as chain:
                 members = await chain.registry.active_instances(cluster.settings.kms_app_id)
             found, _ = select_nodes(members, cluster.settings.kms_app_id, https_only=cluster.https_only)
             return await ask_for_nodes(http, [node.url for node in found])

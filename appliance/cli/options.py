@@ -24,6 +24,7 @@ from kmscore.errors import ConfigError, Rejected
 DEFAULT_DEVNET = Path(".devnet")
 CLOSE_TIMEOUT_S = 2.0
 DEFAULT_TIMEOUT_S = 30.0
+MAX_CHAIN_TIMEOUT_S = 10.0
 
 # Flag → the node's variable of the same meaning (node §4), and what help says about it.
 CHAIN_FLAGS = {
@@ -47,11 +48,14 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Toolbox:
-    """Everything the commands take from outside the process; tests put another one into the context."""
+    """Everything the commands take from outside the process; tests put another one into the context.
+
+    `connect` takes the settings and how many seconds one reading of the chain may take.
+    """
 
     environ: Mapping[str, str]
     directory: Path
-    connect: Callable[[Settings], AbstractAsyncContextManager[Chain]]
+    connect: Callable[[Settings, float], AbstractAsyncContextManager[Chain]]
     http: Callable[[], httpx.AsyncClient]
 
 
@@ -101,7 +105,7 @@ def toolbox_of(ctx: click.Context) -> Toolbox:
 
 
 @asynccontextmanager
-async def connect_chain(settings: Settings) -> AsyncIterator[Chain]:
+async def connect_chain(settings: Settings, timeout_s: float) -> AsyncIterator[Chain]:
     """The registries over RPC. Raises `ConfigError` for a wrong chain, `ChainError` when it cannot be read."""
     # Here and not above: they take a second to import, which help and usage errors should not cost.
     from appliance.chain.kms_registry import KmsRegistry
@@ -110,7 +114,11 @@ async def connect_chain(settings: Settings) -> AsyncIterator[Chain]:
 
     async with AsyncExitStack() as cleanup:
         reader = ChainReader(
-            settings.helios_rpc_urls, settings.chain_rpc_quorum, settings.chain_id, settings.chain_confirmations
+            settings.helios_rpc_urls,
+            settings.chain_rpc_quorum,
+            settings.chain_id,
+            settings.chain_confirmations,
+            timeout_s=min(timeout_s, MAX_CHAIN_TIMEOUT_S),
         )
         cleanup.push_async_callback(_close_in_time, reader.aclose)
         await reader.check_chain_id()
@@ -169,7 +177,7 @@ def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
             default=DEFAULT_TIMEOUT_S,
             show_default=True,
             metavar="SECONDS",
-            help="How long to try altogether.",
+            help="How long reading the chain, and then asking the nodes, may take.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs."),
     ]

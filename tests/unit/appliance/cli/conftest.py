@@ -85,7 +85,7 @@ class Desk:
         return self.secret_hash
 
     @asynccontextmanager
-    async def _connect(self, settings: Settings) -> AsyncIterator[Chain]:
+    async def _connect(self, settings: Settings, _timeout_s: float) -> AsyncIterator[Chain]:
         self.connected_with.append(settings)
         yield Chain(self, self.master_secret_hash)
 

@@ -23,6 +23,12 @@ def test_a_value_goes_in_and_comes_out_byte_for_byte(devnet) -> None:
     assert devnet.bench.store == {}
 
 
+def test_every_run_of_one_app_asks_the_same_node_first(devnet) -> None:
+    for _ in range(6):
+        devnet.run("app", "list")
+    assert sorted(len(node.ran) for node in devnet.bench.nodes) == [0, 6]
+
+
 def test_a_value_can_be_an_argument_or_a_file(devnet, tmp_path: Path) -> None:
     (tmp_path / "value").write_bytes(b"from a file")
     devnet.run("app", "put", "a", "from the line")

@@ -1,13 +1,16 @@
 """The command as a whole: help, exit codes, and what it does not import."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from appliance.cli import COMMANDS, LazyCommand, LazyGroup, cli
+from appliance.devnet.profile import DevelopmentKeys
 from kmscore.errors import ConfigError, InvariantBroken, KmsError, Unavailable
 
 
@@ -50,6 +53,18 @@ def test_python_m_is_the_same_command() -> None:
     result = subprocess.run([sys.executable, "-m", "appliance", "--version"], capture_output=True, text=True)
     assert result.returncode == 0
     assert result.stdout.startswith("nova-kms")
+
+
+def test_an_unreachable_chain_is_one_sentence_and_no_log_line(tmp_path: Path) -> None:
+    DevelopmentKeys.generate(os.urandom).save(tmp_path / "key.json")
+    arguments = ["app", "list", "--key-file", "key.json", "--rpc-url", "http://127.0.0.1:9", "--timeout", "0.5"]
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).resolve().parents[4])}
+    result = subprocess.run(
+        [sys.executable, "-m", "appliance", *arguments], cwd=tmp_path, env=environ, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("nova-kms: ")
+    assert result.stderr.count("\n") == 1
 
 
 class Group(LazyGroup):
