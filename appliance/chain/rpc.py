@@ -129,7 +129,7 @@ class ChainReader:
         self._sleep = sleep
         self._jitter = jitter
         self._highest_read = 0
-        # By place among the URLs, those that did not answer, and when somebody waits for them again (event loop's time).
+        # Those that did not answer, by place among the URLs, and until when nobody waits for them (event loop's time).
         self._silent_until: dict[int, float] = {}
 
     async def aclose(self) -> None:
