@@ -1,9 +1,10 @@
 """Our node beside older peers that are away, restarted, broken or lying (node §2, store §4)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.support.chaos import ChaosProxy
 from tests.support.cluster import AppHandle, Cluster, Node, eventually
 
 pytestmark = [pytest.mark.chain, pytest.mark.cluster, pytest.mark.xdist_group("interop_faults")]
@@ -27,6 +28,12 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         yield Host(cluster)
 
 
+@pytest.fixture(scope="module")
+def away(host: Host) -> Node:
+    """An older peer beside the host, behind a line that can fail."""
+    return host.cluster.add_legacy("away", proxied=True)
+
+
 class TestOutages:
     def test_what_was_written_while_an_older_peer_was_away_arrives_later(self, cluster: Cluster) -> None:
         nova = cluster.add_nova("nova")
@@ -43,6 +50,51 @@ class TestOutages:
         legacy.proxy.heal()
         assert eventually(lambda: at_legacy.get("written")) == b"y"
         eventually(lambda: at_legacy.get("deleted") is None)
+
+    @pytest.mark.parametrize(
+        "fail",
+        [
+            lambda proxy: proxy.cut(),
+            lambda proxy: proxy.blackhole(),
+            lambda proxy: proxy.corrupt_answers(),
+            lambda proxy: proxy.drop_requests(3),
+            lambda proxy: proxy.lose_answers(3),
+            lambda proxy: proxy.delay(0.3),
+        ],
+        ids=["cut", "blackhole", "corrupt", "drop requests", "lose answers", "delay"],
+    )
+    def test_a_bad_line_to_an_older_peer_loses_nothing(
+        self, host: Host, away: Node, fail: Callable[[ChaosProxy], None]
+    ) -> None:
+        at_away = host.cluster.app_at(host.app, away)
+        host.at_nova.put("overwritten", b"before")
+        host.at_nova.put("deleted", b"before")
+        eventually(lambda: at_away.get("overwritten") == at_away.get("deleted") == b"before")
+        tried = away.proxy.attempts
+        fail(away.proxy)
+        host.at_nova.put("overwritten", b"after")
+        assert host.at_nova.delete("deleted")
+        eventually(lambda: away.proxy.attempts > tried + 1)
+        assert host.nova.available()
+        away.proxy.heal()
+        eventually(lambda: at_away.get("overwritten") == b"after" and at_away.get("deleted") is None, timeout_s=30.0)
+
+    def test_a_short_silence_of_the_chain_stops_neither_apps_nor_replication(self, cluster: Cluster) -> None:
+        legacy = cluster.add_legacy("legacy")
+        nova = cluster.add_nova("nova")
+        app = cluster.register_app()
+        at_nova, at_legacy = cluster.app_at(app, nova), cluster.app_at(app, legacy)
+        at_nova.derive("known to the cache")
+        at_legacy.derive("known to the cache")
+        cluster.chain.anvil.pause()
+        try:
+            for number in range(10):
+                at_nova.put(f"in silence {number}", b"x")
+                eventually(lambda key=f"in silence {number}": at_legacy.get(key))
+            assert nova.available()
+        finally:
+            cluster.chain.anvil.resume()
+        cluster.await_available(nova, legacy)
 
     def test_a_restarted_older_peer_gets_everything_again(self, cluster: Cluster) -> None:
         nova = cluster.add_nova("nova")

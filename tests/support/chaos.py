@@ -55,6 +55,11 @@ class ChaosProxy:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def attempts(self) -> int:
+        """Requests and refused connections so far: how often somebody tried."""
+        return self.requests + self.refused
+
     def __enter__(self) -> Self:
         self._thread.start()
         if not self._started.wait(STOP_TIMEOUT_S):
