@@ -69,8 +69,17 @@ async def test_the_key_goes_into_the_path_after_one_listing_from_a_node_that_tak
 
 
 async def test_concurrent_reads_find_out_together_that_a_node_takes_no_query(bench: Bench) -> None:
-    bench.add_node(Traits(knows_key_query=False))
+    node = bench.add_node(Traits(knows_key_query=False))
     bench.store |= {f"k{number}": b"v" for number in range(5)}
+    all_asked = anyio.Event()
+
+    async def answers_when_all_have_asked(node: FakeNode, request: httpx.Request) -> httpx.Response:
+        if node.asked.count("GET /kms/data") == len(bench.store):
+            all_asked.set()
+        await all_asked.wait()
+        return node.answer(request)
+
+    node.always = answers_when_all_have_asked
     async with bench.client() as kms, anyio.create_task_group() as group:
         for key in bench.store:
             group.start_soon(kms.get, key)
