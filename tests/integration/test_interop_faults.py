@@ -146,6 +146,48 @@ class TestOutages:
         eventually(agreed)
 
 
+class TestSeeding:
+    def test_a_race_to_seed_ends_with_one_secret(self, cluster: Cluster) -> None:
+        nodes = [cluster.nova("nova-1"), cluster.legacy("legacy"), cluster.nova("nova-2")]
+        for node in nodes:
+            node.start()
+        for node in nodes:
+            cluster.admit(node)
+        cluster.await_available(*nodes)
+        states = sorted(str(node.status()["node"]["master_secret"]["state"]) for node in nodes)
+        assert states == ["generated", "synced", "synced"]
+        app = cluster.register_app()
+        assert len({cluster.app_at(app, node).derive("disk") for node in nodes}) == 1
+
+    def test_a_reset_hash_is_claimed_again_with_the_same_secret(self, cluster: Cluster) -> None:
+        legacy = cluster.add_legacy("legacy")
+        nova = cluster.add_nova("nova")
+        app = cluster.register_app()
+        cluster.app_at(app, nova).put("kept", b"x")
+        before = cluster.chain.master_secret_hash()
+        cluster.chain.reset_master_secret_hash()
+        eventually(lambda: cluster.chain.master_secret_hash() == before)
+        cluster.await_available(nova, legacy)
+        assert cluster.app_at(app, nova).contents() == {"kept": b"x"}
+
+    @pytest.mark.parametrize("offset_ms", [-3000, 3000])
+    def test_clocks_that_differ_within_bounds_change_no_outcome(self, cluster: Cluster, offset_ms: int) -> None:
+        nova = cluster.add_nova("nova")
+        legacy = cluster.add_legacy("legacy", env={"LEGACY_CLOCK_OFFSET_MS": str(offset_ms)})
+        app = cluster.register_app()
+        at_nova, at_legacy = cluster.app_at(app, nova), cluster.app_at(app, legacy)
+        for writer, reader, value in (
+            (at_nova, at_legacy, b"1"),
+            (at_legacy, at_nova, b"2"),
+            (at_nova, at_legacy, b"3"),
+            (at_legacy, at_nova, b"4"),
+        ):
+            writer.put("passed on", value)
+            eventually(lambda reader=reader, value=value: reader.get("passed on") == value)
+        assert at_legacy.delete("passed on")
+        eventually(lambda: at_nova.get("passed on") is None)
+
+
 class TestFaultyPeers:
     """For each row an older peer that answers wrongly for a while."""
 
