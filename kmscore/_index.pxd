@@ -45,7 +45,6 @@ cdef enum:
 # StoreLimits, and whether the policy is to evict.
 cdef struct Bounds:
     int64_t key_bytes
-    int64_t peer_key_bytes
     int64_t value_bytes
     int64_t app_bytes
     int64_t store_bytes

@@ -151,7 +151,6 @@ cdef class Store:
         self.namespaces = {}
         self.core.hash_key = hash_key_of(seed)
         self.core.bounds.key_bytes = limits.max_key_bytes
-        self.core.bounds.peer_key_bytes = limits.max_peer_key_bytes
         self.core.bounds.value_bytes = limits.max_value_bytes
         self.core.bounds.app_bytes = limits.max_app_bytes
         self.core.bounds.store_bytes = limits.max_store_bytes
