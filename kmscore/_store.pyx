@@ -157,7 +157,7 @@ cdef class Store:
         self.core.bounds.tombstones = limits.max_tombstones_per_app
         self.core.bounds.retention_ms = limits.tombstone_retention_ms
         self.core.bounds.skew_ms = limits.max_clock_skew_ms
-        self.core.bounds.evict = limits.quota_policy is QuotaPolicy.EVICT
+        self.core.bounds.evict = limits.quota_policy == QuotaPolicy.EVICT
         if not core_open(&self.core):
             raise MemoryError()
         self.core.own = hold_name(
