@@ -2,8 +2,13 @@
 
 import httpx
 
+from kmscore.errors import Reason, Rejected
 
-class AnswerTooLarge(Exception):  # noqa: N818 - reads as what happened; translated by every caller
+MAX_RETRY_AFTER_S = 3600.0
+MAX_NONCE_CHARS = 512
+
+
+class AnswerTooLarge(Exception):
     """The other side sent more than the caller accepts."""
 
 
@@ -29,3 +34,19 @@ async def read_bounded(response: httpx.Response, limit_bytes: int) -> bytes:
         if len(body) > limit_bytes:
             raise AnswerTooLarge(f"the answer is larger than {limit_bytes} bytes")
     return bytes(body)
+
+
+def parse_retry_after_s(text: str | None) -> float | None:
+    """Seconds of a Retry-After header, at most an hour; None when absent or not a whole number of seconds."""
+    if text is None or not text.isascii() or not text.isdecimal() or len(text) > 9:
+        return None
+    return min(float(text), MAX_RETRY_AFTER_S)
+
+
+def parse_nonce(value: object) -> str:
+    """A nonce text fit for a header and for what is signed: 1..512 visible ASCII characters. Rejected(NONCE)."""
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NONCE_CHARS or not value.isascii():
+        raise Rejected(Reason.NONCE, "the nonce is not a short ASCII text")
+    if not value.isprintable() or " " in value:
+        raise Rejected(Reason.NONCE, "the nonce holds characters that a header cannot carry unchanged")
+    return value

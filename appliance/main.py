@@ -250,6 +250,7 @@ async def serve(settings: Settings) -> None:
         cleanup.callback(node.keys.wipe)
         listener = bind(settings.bind_addr)
         cleanup.callback(listener.close)
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # we say ourselves when we start and stop
         server = uvicorn.Server(
             uvicorn.Config(
                 node.app,

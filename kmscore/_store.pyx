@@ -380,6 +380,18 @@ cdef class Store:
         self._forget_namespaces()
         return freed
 
+    def forget(self, int64_t seq) -> bool:
+        """Drops the record whose newest change has the sequence number `seq`, without a tombstone; False when none has.
+
+        For what the cluster has deleted and forgotten while this node was cut off from it (store §1).
+        """
+        cdef Cell *cell = log_after(&self.core.log, seq - 1)
+        if cell == self.core.log.head or cell.seq != seq:
+            return False
+        forget_cell(&self.core, cell)
+        self._forget_namespaces()
+        return True
+
     def clear(self) -> None:
         """Forgets every record and eviction floor, in time proportional to the records. Sequence numbers go on."""
         self._free_records()

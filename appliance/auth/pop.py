@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from appliance.clock import Clock
+from appliance.http import MAX_NONCE_CHARS
 from kmscore.errors import Reason, Rejected
 from kmscore.nonce import NonceIssuer, UsedNonces
 from kmscore.pop import PopKind, parse_wallet, recover_pop
 
-MAX_NONCE_CHARS = 512
 MAX_SIGNATURE_CHARS = 132  # 0x and 65 bytes in hex
 _TIMESTAMP = re.compile(r"[0-9]{1,12}", re.ASCII)
 

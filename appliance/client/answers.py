@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from appliance.auth.pop import MAX_NONCE_CHARS
+from appliance.http import parse_nonce, parse_retry_after_s
 from kmscore.envelope import Envelope, parse_envelope
 from kmscore.errors import Reason, Rejected
 from kmscore.json import parse_json_object
@@ -23,7 +23,6 @@ NEXT_NONCE = "x-kms-next-nonce"
 RETRY_AFTER = "retry-after"
 
 MAX_MESSAGE_CHARS = 200
-MAX_RETRY_AFTER_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,22 +147,6 @@ def is_believed(proof: Proof, trust: RefusalTrust, *, node_signs: bool) -> bool:
     if node_signs or trust is RefusalTrust.SIGNED_ANSWER:
         return proof is Proof.ANSWER
     return proof is not Proof.NONE or trust is RefusalTrust.DANGEROUS_UNSIGNED
-
-
-def parse_retry_after_s(text: str | None) -> float | None:
-    """Seconds of a Retry-After header, at most an hour; None when absent or not a whole number of seconds."""
-    if text is None or not text.isascii() or not text.isdecimal() or len(text) > 9:
-        return None
-    return min(float(text), MAX_RETRY_AFTER_S)
-
-
-def parse_nonce(value: object) -> str:
-    """A nonce text fit for a header and for what is signed: 1..512 visible ASCII characters. Rejected(NONCE)."""
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_NONCE_CHARS or not value.isascii():
-        raise Rejected(Reason.NONCE, "the nonce is not a short ASCII text")
-    if not value.isprintable() or " " in value:
-        raise Rejected(Reason.NONCE, "the nonce holds characters that a header cannot carry unchanged")
-    return value
 
 
 def _next_nonce(answer: UnverifiedAnswer) -> str | None:

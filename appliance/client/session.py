@@ -19,15 +19,13 @@ from appliance.client.answers import (
     RefusalTrust,
     UnverifiedAnswer,
     is_believed,
-    parse_nonce,
-    parse_retry_after_s,
     verify_refusal,
     verify_success,
 )
 from appliance.client.discovery import NodeFacts
 from appliance.client.errors import BadRequest, FailureKind, KmsClientError, NodeFailure, NotFound, QuotaExceeded
 from appliance.clock import Clock
-from appliance.http import AnswerTooLarge, read_bounded
+from appliance.http import AnswerTooLarge, parse_nonce, parse_retry_after_s, read_bounded
 from appliance.log import short
 from appliance.tee.port import TeeProvider
 from kmscore.errors import KmsError, Rejected

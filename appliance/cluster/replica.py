@@ -101,7 +101,7 @@ class Replica:
             batch = self.store.since(seq, limit_records=RECORDS_PER_SLICE, limit_bytes=2**62)
             for app_id, record_seq, record in batch.records:
                 if record_seq <= upto_seq and (app_id, record.key) not in named:
-                    forgotten += self.store.forget(app_id, record.key, record_seq)
+                    forgotten += self.store.forget(record_seq)
             seq, done = batch.next_seq, batch.done
             await anyio.lowlevel.checkpoint()
         return forgotten

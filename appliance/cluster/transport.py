@@ -5,6 +5,7 @@ Knows how to prove, seal, sign, send, and how far to believe what comes back. Kn
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import anyio
@@ -14,7 +15,7 @@ from appliance.auth.envelopes import EnvelopeGate, encode_inner
 from appliance.clock import Clock
 from appliance.cluster.keys import ClusterKeys
 from appliance.cluster.peers import Peer
-from appliance.http import AnswerTooLarge, read_bounded
+from appliance.http import AnswerTooLarge, parse_nonce, parse_retry_after_s, read_bounded
 from appliance.log import short
 from appliance.tee.port import TeeProvider
 from kmscore.envelope import LABELS, parse_envelope
@@ -175,14 +176,12 @@ class PeerTransport:
             async with self._http.stream("GET", f"{peer.instance_url}/nonce") as response:
                 if response.status_code != httpx.codes.OK:
                     raise await _refusal(response)
-                nonce = parse_json_object(await read_bounded(response, MAX_NONCE_ANSWER_BYTES)).get("nonce")
+                answer = parse_json_object(await read_bounded(response, MAX_NONCE_ANSWER_BYTES))
+                return parse_nonce(answer.get("nonce"))
         except (httpx.HTTPError, httpx.InvalidURL, AnswerTooLarge) as error:
             raise PeerUnreachable("no nonce from the peer") from error
         except Rejected as error:
-            raise PeerUntrusted("the nonce answer is not JSON") from error
-        if not _is_header_text(nonce):
-            raise PeerUntrusted("the nonce answer holds no usable nonce")
-        return str(nonce)
+            raise PeerUntrusted("the nonce answer holds no usable nonce") from error
 
     def _take_next_nonce(self, peer: Peer) -> str | None:
         nonce, received_at_ms = self._next_nonces.pop(peer.wallet, (None, 0))
@@ -191,12 +190,9 @@ class PeerTransport:
         return nonce
 
     def _remember_next_nonce(self, peer: Peer, nonce: str | None) -> None:
-        if _is_header_text(nonce):
-            self._next_nonces[peer.wallet] = (str(nonce), self._clock.monotonic_ms())
-
-
-def _is_header_text(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 512 and value.isascii() and value.isprintable()
+        if nonce is not None:
+            with suppress(Rejected):  # an extension that is offered wrongly is one that is not offered
+                self._next_nonces[peer.wallet] = (parse_nonce(nonce), self._clock.monotonic_ms())
 
 
 async def _refusal(response: httpx.Response) -> PeerRefused:
@@ -208,13 +204,6 @@ async def _refusal(response: httpx.Response) -> PeerRefused:
     except (Rejected, AnswerTooLarge, httpx.HTTPError) as error:
         logger.debug("error answer without a readable body", extra={"kind": type(error).__name__})
     return PeerRefused(response.status_code, code, parse_retry_after_s(response.headers.get("retry-after")))
-
-
-def parse_retry_after_s(text: str | None) -> float | None:
-    """Seconds of a `Retry-After` header, at most an hour; None when absent or not a number of seconds."""
-    if text is None or not text.isascii() or not text.isdecimal() or len(text) > 6:
-        return None
-    return min(float(text), 3600.0)
 
 
 def _parse_answer(inner: dict[str, object]) -> PeerAnswer:

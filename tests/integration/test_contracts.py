@@ -270,13 +270,6 @@ async def test_a_version_that_is_not_enrolled_may_run_but_not_seed(bench: Bench,
         await bench.claim(HASH, 1)
 
 
-async def test_an_instance_that_is_not_verified_may_not_claim(bench: Bench) -> None:
-    instance_id = await bench.member(1)
-    await bench.owner.set_zk_verified(instance_id, False)
-    with error("NotAuthorizedToSetHash"):
-        await bench.claim(HASH, 1)
-
-
 async def test_an_instance_of_another_app_may_not_claim(bench: Bench) -> None:
     await bench.owner.register_app(50)
     await bench.member(1, app_id=50, version_id=await bench.owner.enroll_version(50, "1.0.0"))

@@ -327,6 +327,16 @@ class Store:
                 self.newest_ms.pop(app_id, None)
         return len(swept)
 
+    def forget(self, seq: int) -> bool:
+        for app_id, entry in self._entries():
+            if entry.seq == seq:
+                self._drop(app_id, [entry])
+                if not self.apps[app_id] and app_id not in self.floors:
+                    del self.apps[app_id]
+                    self.newest_ms.pop(app_id, None)
+                return True
+        return False
+
     def clear(self) -> None:
         self.apps.clear()
         self.floors.clear()

@@ -144,8 +144,7 @@ contract KMSRegistry is INovaAppInterface {
     }
 
     /// @notice Claims the master secret's hash for the cluster: the first eligible node to call it seeds the cluster.
-    /// @dev A deprecated version may run but not seed. `zkVerified` is asked for because an instance without it is no
-    /// peer to anyone: a hash set by it could never be synced by the others.
+    /// @dev A deprecated version may run but not seed.
     /// @param newHash keccak256 of the master secret, not zero
     function setMasterSecretHash(bytes32 newHash) external {
         if (newHash == bytes32(0)) revert InvalidMasterSecretHash();
@@ -176,7 +175,7 @@ contract KMSRegistry is INovaAppInterface {
         try registry.getInstanceByWallet(wallet) returns (INovaAppRegistry.Instance memory instance) {
             if (instance.id == 0 || instance.teeWalletAddress != wallet) return false;
             if (kmsAppId == 0 || instance.appId != kmsAppId) return false;
-            if (instance.status != INSTANCE_ACTIVE || !instance.zkVerified) return false;
+            if (instance.status != INSTANCE_ACTIVE) return false;
             try registry.getVersion(kmsAppId, instance.versionId) returns (INovaAppRegistry.Version memory version) {
                 return version.id != 0 && version.status == VERSION_ENROLLED;
             } catch {

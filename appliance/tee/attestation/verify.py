@@ -1,6 +1,6 @@
 """Verification of an attestation document, step by step (nitro facts §4.5).
 
-Only what `verify_document` returns may be believed, and only `VerifiedDocument` has the keys in a form that can be used.
+Only what `verify_document` returns may be believed; only a `VerifiedDocument` gives up the keys in a usable form.
 """
 
 from collections.abc import Sequence
@@ -46,10 +46,10 @@ class Measurements:
 class VerificationPolicy:
     """What a document must satisfy.
 
-    `root_der` is the trusted root; `at` (aware) the verifier's own clock, None to verify an archived document at its own
-    timestamp, which is sound only when something else proves when it was produced. `nonce` is the one that was asked
-    with, None for archived documents. `measurements` are the acceptable images, None to accept any image that is not in
-    debug mode. `max_age` and `max_skew` bound the timestamp on either side of `at`.
+    `root_der` is the trusted root; `at` (aware) the verifier's own clock, None to verify an archived document at its
+    own timestamp, which is sound only when something else proves when it was produced. `nonce` is the one that was
+    asked with, None for archived documents. `measurements` are the acceptable images, None to accept any image that is
+    not in debug mode. `max_age` and `max_skew` bound the timestamp on either side of `at`.
     """
 
     root_der: bytes = field(repr=False)

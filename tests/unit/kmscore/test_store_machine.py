@@ -118,6 +118,10 @@ class Machine(RuleBasedStateMachine):
     def sweep(self, acked_seq, budget):
         self.both(lambda _, store: store.sweep(self.now_ms, acked_seq, budget))
 
+    @rule(seq=st.integers(-1, 70))
+    def forget(self, seq):
+        self.both(lambda _, store: store.forget(seq))
+
     @rule(
         seq=st.integers(-1, 70),
         limit_records=st.integers(0, 6),

@@ -7,7 +7,6 @@ import pytest
 
 from appliance.client.answers import (
     MAX_MESSAGE_CHARS,
-    MAX_RETRY_AFTER_S,
     Proof,
     RefusalTrust,
     UnverifiedAnswer,
@@ -15,12 +14,11 @@ from appliance.client.answers import (
     is_believed,
     parse_deleted,
     parse_keys,
-    parse_nonce,
     parse_put,
-    parse_retry_after_s,
     parse_value,
     verify_refusal,
 )
+from appliance.http import MAX_RETRY_AFTER_S, parse_nonce, parse_retry_after_s
 from kmscore.errors import Reason, Rejected
 from tests.support import wire
 
