@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from tests.support.cluster import Cluster
+from tests.support.scene import Scene
 
 
 @pytest.fixture
@@ -12,6 +13,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A chain of its own and no nodes yet."""
     with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """One node of ours that serves, shared by the tests of a module."""
+    with Cluster(tmp_path_factory.mktemp("scene")) as cluster:
+        yield Scene(cluster)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -219,6 +219,15 @@ class TestFaultyPeers:
         assert [at_broken.get(key) for key in keys] == [b"arrives"] * len(keys)
         host.cluster.retire(broken)
 
+    def test_a_passing_error_of_the_peer_is_no_refusal_of_the_record(self, cluster: Cluster) -> None:
+        """The first push to a peer tries other labels after a 500; what those are answered is not about the record."""
+        nova = cluster.add_nova("nova")
+        legacy = cluster.add_legacy("legacy", env={"LEGACY_DELTA": "500*1"})
+        app = cluster.register_app()
+        cluster.app_at(app, nova).put("only one", b"x")
+        at_legacy = cluster.app_at(app, legacy)
+        eventually(lambda: at_legacy.get("only one") == b"x", timeout_s=12.0)
+
     @pytest.mark.parametrize("fault", ["500", "garbage", "wrong_type", "unsigned", "wrong_signature"])
     def test_a_joiner_waits_for_a_complete_snapshot(self, cluster: Cluster, fault: str) -> None:
         legacy = cluster.add_legacy("legacy", env={"LEGACY_SNAPSHOT": f"{fault}*4"})
