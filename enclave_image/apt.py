@@ -81,7 +81,13 @@ class AptRoot:
         }
 
     def _write_configuration(self) -> None:
-        for name in ("etc/parts", "etc/sources.list.d", "state/lists/partial", "cache/archives/partial"):
+        for name in (
+            "etc/parts",
+            "etc/preferences.d",
+            "etc/sources.list.d",
+            "state/lists/partial",
+            "cache/archives/partial",
+        ):
             (self._directory / name).mkdir(parents=True, exist_ok=True)
         (self._directory / "state/status").write_bytes(b"")
         mirrors = machine_mirrors()

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import tempfile
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,17 +19,16 @@ from enclave_image import build_ext, kernel, lint
 from enclave_image.buildroot import BuildRoot, prepare_root, root_key
 from enclave_image.cpio import encode_cpio
 from enclave_image.eif import Eif, Section, SectionType, encode_eif
-from enclave_image.errors import LockError, StepError
+from enclave_image.errors import LockError, MalformedError, StepError
 from enclave_image.fetch import Cache
 from enclave_image.lock import SOURCE_SUFFIXES, Lock, Use, check_trees, encode_lock, read_sources, tree_digest
 from enclave_image.measure import Measurements, measure_eif
 from enclave_image.recipe import Recipe
-from enclave_image.rootfs import add_byte_code, assemble_application, assemble_base, strip_libraries
+from enclave_image.rootfs import assemble_application, assemble_base, compile_sources, strip_libraries
 from enclave_image.sbom import encode_sbom
 
 EIF_FILE: Final = "nova-kms.eif"
 MEASUREMENTS_FILE: Final = "measurements.json"
-BYTE_CODE_TAG: Final = "cpython-313"
 _PYTHON_PACKAGES: Final = ("python3.13-minimal", "libpython3.13-minimal", "libpython3.13-stdlib", "libc6")
 
 
@@ -82,10 +80,15 @@ def encode_metadata(recipe: Recipe, version: str, kernel_version: str) -> bytes:
     return json.dumps(metadata, separators=(",", ":"), ensure_ascii=True).encode()
 
 
-def project_version(checkout: Path) -> str:
-    """The version of the project, from its build configuration."""
-    held = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))
-    return str(held["project"]["version"])
+def project_version(sources: Mapping[str, bytes]) -> str:
+    """The version of the project, from the locked sources of the application.
+
+    Errors: `MalformedError` when its package does not state one.
+    """
+    match = re.search(rb'(?m)^__version__ = "([0-9A-Za-z.+-]+)"$', sources.get("appliance/__init__.py", b""))
+    if match is None:
+        raise MalformedError("appliance/__init__.py does not state a __version__")
+    return match[1].decode()
 
 
 def check_interpreter(lock: Lock) -> None:
@@ -128,7 +131,9 @@ def _kernel(recipe: Recipe, lock: Lock, place: BuildPlace, root: Path, say: Call
 
 
 def _application_sources(sources: Mapping[str, Mapping[str, bytes]]) -> dict[str, bytes]:
-    return {path: data for tree in ("kmscore", "appliance") for path, data in sources[tree].items()}
+    """What goes into the application's ramdisk: the packages, not the files of the build."""
+    trees = ("kmscore", "appliance")
+    return {path: data for tree in trees for path, data in sources[tree].items() if path.startswith(f"{tree}/")}
 
 
 def _init_sources(sources: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -179,12 +184,12 @@ def build_image(
         strip_libraries(base, build_root, [recipe.rootfs.site])
         strip_libraries(application, build_root, [recipe.rootfs.application_site])
         for tree in (base, application):
-            add_byte_code(tree, build_root, BYTE_CODE_TAG)
+            compile_sources(tree, build_root)
     say("checking the rules of the image")
     lint.check(base, application, _leaks(place))
 
     say("writing archives and image")
-    version = project_version(place.checkout)
+    version = project_version(sources["appliance"])
     manifests = base.manifest(), application.manifest()
     ramdisks = [
         encode_cpio(manifest, tree.contents(), recipe.epoch_s)

@@ -215,6 +215,10 @@ class Tree:
         """Every path, sorted by its bytes."""
         return sorted(self._entries, key=path_order)
 
+    def files(self) -> list[str]:
+        """Paths of the files alone, sorted by their bytes."""
+        return [path for path in self.paths() if self._entries[path].kind is EntryType.FILE]
+
     def manifest(self) -> Manifest:
         """The manifest of the tree as it is now."""
         return Manifest.of(self._entries.values())

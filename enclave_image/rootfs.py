@@ -68,7 +68,7 @@ def add_wheel(tree: Tree, site: str, file_name: str, data: bytes, selection: Sel
 
 def _add_ca_bundle(tree: Tree, rules: RootfsRules) -> None:
     """One file with every certificate, sorted by the names of their files; the files themselves go."""
-    names = [path for path in tree.paths() if path.startswith(rules.ca_certificates) and path.endswith(".crt")]
+    names = [path for path in tree.files() if path.startswith(rules.ca_certificates) and path.endswith(".crt")]
     if not names:
         raise StepError(f"no certificate below {rules.ca_certificates}: the package of certificate authorities changed")
     bundle = b"".join(tree.read(name).rstrip(b"\n") + b"\n" for name in names)
@@ -111,26 +111,24 @@ def assemble_application(
 ) -> Tree:
     """The application: Python sources and data by path, compiled extensions by path, and the measured configuration."""
     tree = Tree()
+    selection = Selection(rules.prune, rules.keep)
     for path, contents in {**sources, **extensions}.items():
-        if not path.endswith((".pyx", ".pxd", ".pyi", ".sol", "py.typed", "setup.py")):
-            tree.add_file(posixpath.join(rules.application_site, path), contents)
+        placed = posixpath.join(rules.application_site, path)
+        if selection.takes(placed):
+            tree.add_file(placed, contents)
     tree.add_file(APPLICATION_CONFIG, config)
     return tree
 
 
-def _cached_path(path: str, tag: str) -> str:
-    directory, name = posixpath.split(path)
-    return posixpath.join(directory, "__pycache__", f"{name.removesuffix('.py')}.{tag}.pyc")
+def compile_sources(tree: Tree, build_root: BuildRoot) -> None:
+    """Replace every Python source by its unchecked-hash byte code, made by the build root's interpreter in one process.
 
-
-def add_byte_code(tree: Tree, build_root: BuildRoot, tag: str) -> None:
-    """Add unchecked-hash byte code for every Python source, made by the build root's interpreter in one process.
-
+    The sources do not go along: they would be a fifth of the image, and the byte code is what is measured and run.
     Errors: `StepError` when a source does not compile: such a file does not belong into an image.
     """
     work = build_root.work / "bytecode"
     work.mkdir(exist_ok=True)
-    paths = [path for path in tree.paths() if path.endswith(".py") and path.startswith("usr/")]
+    paths = [path for path in tree.files() if path.endswith(".py")]
     jobs = []
     for number, path in enumerate(paths):
         (work / f"{number}.py").write_bytes(tree.read(path))
@@ -139,7 +137,8 @@ def add_byte_code(tree: Tree, build_root: BuildRoot, tag: str) -> None:
     (work / "compile.py").write_text(_COMPILER, encoding="ascii")
     build_root.run(["/usr/bin/env", "-C", f"{WORK}/bytecode", "python3.13", "-I", "compile.py"])
     for number, path in enumerate(paths):
-        tree.add_file(_cached_path(path, tag), (work / f"{number}.pyc").read_bytes())
+        tree.remove(path)
+        tree.add_file(f"{path}c", (work / f"{number}.pyc").read_bytes())
     _clear(work)
 
 
@@ -151,12 +150,7 @@ def strip_libraries(tree: Tree, build_root: BuildRoot, below: Iterable[str]) -> 
     work = build_root.work / "strip"
     work.mkdir(exist_ok=True)
     prefixes = tuple(f"{directory}/" for directory in below)
-    paths = [
-        path
-        for path in tree.paths()
-        if path.startswith(prefixes) and (entry := tree.get(path)) is not None and entry.kind is EntryType.FILE
-        and is_elf(tree.read(path))
-    ]  # fmt: skip
+    paths = [path for path in tree.files() if path.startswith(prefixes) and is_elf(tree.read(path))]
     for number, path in enumerate(paths):
         (work / str(number)).write_bytes(tree.read(path))
     if paths:

@@ -84,7 +84,7 @@ class Platform(Protocol):
         """Start a program as this user and group with no way to more privileges; returns its process id."""
 
     def wait(self, timeout_s: float) -> tuple[int, int] | None:
-        """The next child that ended and its wait status, or None when the time is over; None at once without children."""
+        """The next child that ended and its wait status; None when the time is over, or at once without children."""
 
     def kill(self, process: int, number: int) -> None:
         """Send a signal."""
@@ -192,6 +192,8 @@ class LinuxPlatform:
             os.setsid()
             resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            # Nothing is ever swapped here, but the service asks for locked memory everywhere.
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             os.setgroups([])
             os.setresgid(group, group, group)
             os.setresuid(user, user, user)
