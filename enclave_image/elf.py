@@ -35,7 +35,7 @@ def read_elf(data: bytes) -> ElfNeeds:
     """
     try:
         return _read(data)
-    except (struct.error, IndexError) as error:
+    except (struct.error, OverflowError) as error:
         raise MalformedError("an ELF file whose tables leave the file") from error
 
 

@@ -34,12 +34,12 @@ KNOWN_PLACES: Final = (
 )
 
 # Never, wherever it lies: package managers, shells, installer records, the builder's identity, code that runs on
-# start-up.
+# start-up. Patterns are for absolute paths.
 FORBIDDEN: Final = (
     "*/apt/*", "*/dpkg/*", "*/pip/*", "*/pip-*", "*/bash", "*/dash", "*/sh", "*/busybox",
-    "etc/resolv.conf", "etc/hostname", "etc/machine-id", "etc/mtab", "etc/shadow*", "etc/*-",
-    "*/RECORD", "*/INSTALLER", "*/REQUESTED", "*/direct_url.json", "*.pth", "*/sitecustomize.py", "*/usercustomize.py",
-    "*.egg-link", "*/ld.so.cache", "*.log",
+    "/etc/resolv.conf", "/etc/hostname", "/etc/machine-id", "/etc/mtab", "/etc/shadow*", "/etc/*-",
+    "*/RECORD", "*/INSTALLER", "*/REQUESTED", "*/direct_url.json", "*.pth", "*/sitecustomize.py*",
+    "*/usercustomize.py*", "*.egg-link", "*/ld.so.cache", "*.log",
 )  # fmt: skip
 
 _UNCHECKED_HASH: Final = 1  # the flag word of a .pyc that is believed without a look at its source
@@ -58,15 +58,14 @@ def _modes(entry: ManifestEntry) -> Iterator[str]:
 
 
 def _places(entry: ManifestEntry) -> Iterator[str]:
-    if entry.kind in (EntryType.FILE, EntryType.LINK):
-        known = any(fnmatchcase(entry.path, place) for place in KNOWN_PLACES)
-        if not known and not (entry.kind is EntryType.LINK and "/" not in entry.path):
-            yield f"{entry.path}: in no place that an image has files in"
-    if any(
-        fnmatchcase("/" + entry.path, "/" + place.removeprefix("*/")) or fnmatchcase(entry.path, place)
-        for place in FORBIDDEN
-    ):
+    if entry.kind not in (EntryType.FILE, EntryType.LINK):
+        return
+    if any(fnmatchcase(f"/{entry.path}", pattern) for pattern in FORBIDDEN):
         yield f"{entry.path}: must not be in an image"
+    else:
+        top_link = entry.kind is EntryType.LINK and "/" not in entry.path
+        if not top_link and not any(fnmatchcase(entry.path, place) for place in KNOWN_PLACES):
+            yield f"{entry.path}: in no place that an image has files in"
 
 
 def _elf(entries: Mapping[str, ManifestEntry], path: str, data: bytes) -> Iterator[str]:

@@ -1,0 +1,101 @@
+"""Debian packages: made here byte by byte, read without running anything, broken ones refused."""
+
+import io
+import lzma
+import tarfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enclave_image.deb import read_deb
+from enclave_image.errors import MalformedError
+from enclave_image.manifest import EntryType
+
+
+def tar(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for info, data in members:
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", mode: int = 0o644) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.mode, info.uid, info.mtime = kind, target, mode, 1000, 12345
+    return info
+
+
+def ar(*members: tuple[str, bytes]) -> bytes:
+    parts = [b"!<arch>\n"]
+    for name, data in members:
+        parts.append(
+            f"{name:16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data):<10}`\n".encode() + data + b"\n" * (len(data) % 2)
+        )
+    return b"".join(parts)
+
+
+CONTROL = tar((member("./control"), b"Package: tool\nVersion: 1.2-3\nDescription: a tool\n more words\n"))
+
+
+def deb(data_tar: bytes, control: bytes = CONTROL, name: str = "data.tar.xz") -> bytes:
+    packed = lzma.compress(data_tar) if name.endswith(".xz") else data_tar
+    return ar(("debian-binary", b"2.0\n"), ("control.tar.xz", lzma.compress(control)), (name, packed))
+
+
+def test_a_package_gives_its_fields_and_paths_without_owners_and_times():
+    package = read_deb(
+        deb(
+            tar(
+                (member("./", tarfile.DIRTYPE, mode=0o755), b""),
+                (member("./usr/bin/", tarfile.DIRTYPE, mode=0o755), b""),
+                (member("./usr/bin/tool", mode=0o4755), b"ELF"),
+                (member("./usr/bin/alias", tarfile.SYMTYPE, "tool"), b""),
+                (member("./usr/bin/hard", tarfile.LNKTYPE, "./usr/bin/tool"), b""),
+            )
+        )
+    )
+    assert package.control["Package"] == "tool"
+    assert package.control["Description"] == "a tool\nmore words"
+    assert [(e.path, e.kind, e.mode, e.data, e.target) for e in package.entries] == [
+        ("usr/bin", EntryType.DIRECTORY, 0o755, b"", ""),
+        ("usr/bin/tool", EntryType.FILE, 0o4755, b"ELF", ""),
+        ("usr/bin/alias", EntryType.LINK, 0o777, b"", "tool"),
+        ("usr/bin/hard", EntryType.FILE, 0o4755, b"ELF", ""),
+    ]
+
+
+EMPTY = tar()
+REFUSED = {
+    "no ar": b"!<arch>",
+    "ar header cut": b"!<arch>\n" + b"x" * 59,
+    "member too long": deb(EMPTY)[:-40],
+    "not a deb": ar(("something", b"2.0\n")),
+    "no data": ar(("debian-binary", b"2.0\n"), ("control.tar", CONTROL)),
+    "unknown compression": deb(EMPTY, name="data.tar.zst"),
+    "damaged xz": ar(("debian-binary", b"2.0\n"), ("control.tar", CONTROL), ("data.tar.xz", b"\xfd7zXZ\0broken")),
+    "parent path": deb(tar((member("../etc/passwd"), b""))),
+    "absolute path": deb(tar((member("/etc/passwd"), b""))),
+    "device": deb(tar((member("./dev/null", tarfile.CHRTYPE), b""))),
+    "hard link to nothing": deb(tar((member("./a", tarfile.LNKTYPE, "./b"), b""))),
+    "tar that is none": deb(b"x" * 1024),
+}
+
+
+@pytest.mark.parametrize("data", REFUSED.values(), ids=REFUSED)
+def test_a_broken_package_is_refused(data):
+    with pytest.raises(MalformedError):
+        read_deb(data)
+
+
+GOOD = deb(tar((member("./a"), b"1")), name="data.tar")
+
+
+@given(st.integers(0, len(GOOD) - 1), st.binary(min_size=1, max_size=4))
+def test_no_damaged_package_breaks_the_reader(at, noise):
+    try:
+        read_deb(GOOD[:at] + noise + GOOD[at + len(noise) :])
+    except MalformedError:
+        return
