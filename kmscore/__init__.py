@@ -1,1 +1,1 @@
-"""The computing core of Nova KMS: signatures, envelopes, key derivation, the replicated store. No I/O, no clock, no environment."""
+"""The computing core of Nova KMS: signatures, envelopes, key derivation, the store. No I/O, clock or environment."""

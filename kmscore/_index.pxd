@@ -44,7 +44,8 @@ cdef enum:
 
 # StoreLimits, and whether the policy is to evict.
 cdef struct Bounds:
-    int64_t key_bytes
+    int64_t key_bytes  # of a key that is put here
+    int64_t known_key_bytes  # of one that may have come from a peer
     int64_t value_bytes
     int64_t app_bytes
     int64_t store_bytes

@@ -26,6 +26,7 @@ cdef object LARGEST_INTEGER = int("9" * MAX_DIGITS)
 cdef enum Verdict:
     ACCEPTABLE
     TOO_DEEP
+    TOO_MANY
     TOO_LONG_NUMBER
     LONE_SURROGATE
     BROKEN
@@ -97,11 +98,14 @@ cdef Verdict skip_string(const unsigned char* data, Py_ssize_t size, Py_ssize_t*
             return LONE_SURROGATE
 
 
-cdef Verdict examine(const unsigned char* data, Py_ssize_t size, int max_depth) noexcept nogil:
+cdef Verdict examine(
+    const unsigned char* data, Py_ssize_t size, int max_depth, Py_ssize_t max_items
+) noexcept nogil:
     """What the scanner would not refuse, up to the first byte at which it stops anyway."""
     cdef Py_ssize_t at = 0
     cdef int depth = 0
     cdef int digits = 0
+    cdef Py_ssize_t items = 0
     cdef unsigned char c
     cdef Verdict verdict
     while at < size:
@@ -119,33 +123,39 @@ cdef Verdict examine(const unsigned char* data, Py_ssize_t size, int max_depth) 
                 return verdict
         elif c == c'{' or c == c'[':
             depth += 1
+            items += 1
             if depth > max_depth:
                 return TOO_DEEP
+        elif c == c',':
+            items += 1
         elif c == c'}' or c == c']':
             depth -= 1
             if depth < 0:
                 return BROKEN
-    return ACCEPTABLE
+    return ACCEPTABLE if items <= max_items else TOO_MANY
 
 
-def examine_document(bytes data not None, int max_depth):
+def examine_document(bytes data not None, int max_depth, Py_ssize_t max_items):
     """Refuse a document for what the scanner would let through; linear in its size, no allocation.
 
-    Raises `Rejected(MALFORMED)` for arrays and objects nested deeper than `max_depth`, more than 78 digits in a row, an
+    `max_items` bounds commas and opening brackets together, which is what building the values costs time for. Raises
+    `Rejected(MALFORMED)` for arrays and objects nested deeper than `max_depth`, more than `max_items`, more than 78 digits in a row, an
     escaped surrogate without its other half, or brackets and quotes that do not close.
     """
     cdef const unsigned char* text = data
     cdef Py_ssize_t size = len(data)
     cdef Verdict verdict
     if size < RELEASE_GIL_BYTES:
-        verdict = examine(text, size, max_depth)
+        verdict = examine(text, size, max_depth, max_items)
     else:
         with nogil:
-            verdict = examine(text, size, max_depth)
+            verdict = examine(text, size, max_depth, max_items)
     if verdict == ACCEPTABLE:
         return
     if verdict == TOO_DEEP:
         raise Rejected(Reason.MALFORMED, "the JSON document is nested too deeply")
+    if verdict == TOO_MANY:
+        raise Rejected(Reason.MALFORMED, "the JSON document has too many items")
     if verdict == TOO_LONG_NUMBER:
         raise Rejected(Reason.MALFORMED, f"the JSON document has a number of more than {MAX_DIGITS} digits")
     if verdict == LONE_SURROGATE:

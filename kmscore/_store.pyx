@@ -151,6 +151,7 @@ cdef class Store:
         self.namespaces = {}
         self.core.hash_key = hash_key_of(seed)
         self.core.bounds.key_bytes = limits.max_key_bytes
+        self.core.bounds.known_key_bytes = max(limits.max_key_bytes, limits.max_peer_key_bytes)
         self.core.bounds.value_bytes = limits.max_value_bytes
         self.core.bounds.app_bytes = limits.max_app_bytes
         self.core.bounds.store_bytes = limits.max_store_bytes
@@ -223,8 +224,11 @@ cdef class Store:
     # --- reads ---
 
     def get(self, app_id, key, int64_t now_ms):
-        """The live record of `key`, or None. Raises Rejected (bad_field) for the key."""
-        cdef Text text = self._checked_key(key)
+        """The live record of `key`, or None. Raises Rejected (bad_field) for the key.
+
+        Like `delete` it takes the longer keys, too, that peers may have brought.
+        """
+        cdef Text text = self._checked_key(key, self.core.bounds.known_key_bytes)
         cdef Cell *cell = find_cell(&self.core, self._find_space(app_id), text.data, text.size)
         notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
         if cell == NULL or not is_visible(cell, now_ms):
@@ -444,7 +448,7 @@ cdef class Store:
             raise bad_field("an app id must be an integer from 0 to 2^256 - 1")
         return 0
 
-    cdef Text _checked_key(self, key) except *:
+    cdef Text _checked_key(self, key, int64_t limit_bytes) except *:
         cdef Text text
         cdef Py_ssize_t size = 0
         if not PyUnicode_CheckExact(key):
@@ -453,7 +457,7 @@ cdef class Store:
             text.data = PyUnicode_AsUTF8AndSize(key, &size)
         except UnicodeEncodeError:
             raise bad_field("key must be text that UTF-8 can hold") from None
-        if not 1 <= size <= self.core.bounds.key_bytes:
+        if not 1 <= size <= limit_bytes:
             raise bad_field("key must be between 1 byte and the limit for keys")
         text.size = <size_t>size
         return text
@@ -501,7 +505,7 @@ cdef class Store:
         cdef int overflow = 0
         cdef Newcomer newcomer
         self._check_app_id(app_id)
-        write.key = self._checked_key(key)
+        write.key = self._checked_key(key, self.core.bounds.key_bytes)
         if not PyLong_CheckExact(ttl_ms):
             raise bad_field("ttl_ms must be an integer")
         write.ttl_ms = PyLong_AsLongLongAndOverflow(ttl_ms, &overflow)
@@ -527,7 +531,7 @@ cdef class Store:
         return 0
 
     cdef int _plan_delete(self, app_id, key, int64_t now_ms, Write *write) except -1:
-        write.key = self._checked_key(key)
+        write.key = self._checked_key(key, self.core.bounds.known_key_bytes)
         notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
         self._plan_write(app_id, now_ms, write)
         write.ttl_ms = 0

@@ -110,9 +110,12 @@ class UsedNonces:
     def consume(self, text: str, expires_ms: int, now_ms: int, owner: str) -> None:
         """Use up the nonce `text` of an authorised caller; `expires_ms` is what `NonceIssuer.check` returned.
 
-        `owner` is the caller's wallet. Raises `Rejected(REPLAY)` when the nonce was used before, `Rejected(RATE)` when
-        `max_per_owner` nonces of this owner are remembered already; both change nothing.
+        `owner` is the caller's wallet. Raises `Rejected(NONCE)` when the nonce has expired since it was checked, for
+        then it may be forgotten already and would pass as unused; `Rejected(REPLAY)` when it was used before;
+        `Rejected(RATE)` when `max_per_owner` nonces of this owner are remembered already. All change nothing.
         """
+        if now_ms >= expires_ms:
+            raise Rejected(Reason.NONCE, "the nonce has expired")
         if now_ms >= self._older.latest_expiry_ms:
             self._older, self._newer = self._newer, _Generation()
         if text in self._newer.texts or text in self._older.texts:

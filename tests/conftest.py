@@ -1,5 +1,6 @@
 """What every test gets."""
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,12 @@ def _careless_log_lines_fail(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with strict_logging():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _recursion_is_bounded() -> None:
+    # A library that web3 imports raises the limit for the whole process, so that deep recursion ends in a crash.
+    sys.setrecursionlimit(1000)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import re
 from kmscore.errors import Reason, Rejected
 
 
-def parse_json(data: bytes, *, max_depth: int = 16) -> object:
+def parse_json(data: bytes, *, max_depth: int = 16, max_items: int = 1 << 22) -> object:
     try:
         value = json.loads(
             data.decode("utf-8"),
@@ -18,6 +18,8 @@ def parse_json(data: bytes, *, max_depth: int = 16) -> object:
         )
         if _depth(value) > max_depth:
             raise ValueError("too deep")
+        if _items(value) > max_items:
+            raise ValueError("too many items")
         for text in _texts(value):
             text.encode("utf-8")
     except (ValueError, RecursionError) as error:
@@ -55,6 +57,13 @@ def _canonical(value: object, depth: int) -> str:
         members = [_canonical(name, 0) + ":" + _canonical(value[name], depth - 1) for name in sorted(value)]
         return "{" + ",".join(members) + "}"
     return "[" + ",".join(_canonical(item, depth - 1) for item in value) + "]"
+
+
+def _items(value: object) -> int:
+    if not isinstance(value, dict | list):
+        return 0
+    inside = list(value.values()) if isinstance(value, dict) else value
+    return 1 + max(0, len(inside) - 1) + sum(map(_items, inside))
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -210,7 +210,7 @@ class Store:
         return copy.deepcopy(self).delete(app_id, key, now_ms)
 
     def delete(self, app_id: int, key: str, now_ms: int) -> int:
-        self._check_key(key)
+        self._check_key(key, known=True)
         self._notice(now_ms)
         known = self.apps.get(app_id, {}).get(key)
         if known is None or not known.live:
@@ -227,7 +227,7 @@ class Store:
     # --- reads ---
 
     def get(self, app_id: int, key: str, now_ms: int) -> Record | None:
-        self._check_key(key)
+        self._check_key(key, known=True)
         self._notice(now_ms)
         entry = self.apps.get(app_id, {}).get(key)
         return entry.record if entry is not None and entry.live else None
@@ -351,9 +351,9 @@ class Store:
         if type(app_id) is not int or not 0 <= app_id < 1 << 256:
             raise Rejected(Reason.BAD_FIELD, "app id")
 
-    def _check_key(self, key: object) -> None:
+    def _check_key(self, key: object, *, known: bool = False) -> None:
         try:
-            check_key(key, self.limits.max_key_bytes)
+            check_key(key, max(self.limits.max_key_bytes, self.limits.max_peer_key_bytes if known else 0))
         except RecordRefused:
             raise Rejected(Reason.BAD_FIELD, "key") from None
 

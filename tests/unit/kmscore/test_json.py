@@ -22,11 +22,11 @@ VALUES = st.recursive(
 ALMOST_JSON = st.text('{}[]",:\\/u0123456789abdefDCF-+.eE ntrlsNaIiy\n\x00\ufeffé', max_size=40).map(str.encode)
 
 
-def same_verdict(data: bytes, max_depth: int) -> None:
+def same_verdict(data: bytes, max_depth: int, max_items: int) -> None:
     results = []
     for impl in (ours, twin):
         try:
-            results.append(repr(impl.parse_json(data, max_depth=max_depth)))
+            results.append(repr(impl.parse_json(data, max_depth=max_depth, max_items=max_items)))
         except Rejected as error:
             results.append(error.reason)
     assert results[0] == results[1]
@@ -164,11 +164,18 @@ def test_finite_floats_are_read_as_the_standard_library_reads_them(number):
     assert ours.parse_json(json.dumps(number).encode()) == number
 
 
+@both
+def test_items_are_counted_as_commas_and_opening_brackets(impl):
+    assert impl.parse_json(b'[1,{"a":[]},",[,"]', max_items=5) == [1, {"a": []}, ",[,"]
+    with pytest.raises(Rejected):
+        impl.parse_json(b'[1,{"a":[]},",[,"]', max_items=4)
+
+
 @relaxed
 @given(st.binary(max_size=60) | ALMOST_JSON, st.integers(0, 5))
 @example(b'"\\u00\\"d800"', 5)
 def test_any_bytes_are_read_alike_by_ours_and_the_twin_or_refused_by_both(data, max_depth):
-    same_verdict(data, max_depth)
+    same_verdict(data, max_depth, 1 << 22)
 
 
 @relaxed
@@ -178,7 +185,7 @@ def test_a_damaged_document_is_read_alike_by_ours_and_the_twin_or_refused_by_bot
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(text)))
         text[at : at + data.draw(st.integers(0, 2))] = data.draw(ALMOST_JSON)[:3]
-    same_verdict(bytes(text), 16)
+    same_verdict(bytes(text), 16, data.draw(st.integers(0, 30)))
 
 
 @both

@@ -125,6 +125,13 @@ def test_a_nonce_is_used_once_by_whomever():
     assert consume(used, "m", 100, 99, "b") is None
 
 
+def test_a_nonce_that_expired_after_it_was_checked_cannot_be_used():
+    used = UsedNonces()
+    assert consume(used, "n", 100, 50) is None
+    assert consume(used, "n", 100, 100) is Reason.NONCE
+    assert consume(used, "never used", 100, 250) is Reason.NONCE
+
+
 @relaxed
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 40), st.integers(1, 20)), max_size=60))
 def test_no_nonce_is_accepted_twice_before_it_expires(uses):
