@@ -1,10 +1,12 @@
-"""Which peers `/sync` believes, and the order in which it refuses (protocol §2, §3, §5; node §1)."""
+"""Which peers `/sync` believes, in which order it refuses, and who gets the secret (protocol §2, §3, §5; node §1)."""
 
 import json
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.support import wire
 from tests.support.api_bench import (
@@ -30,6 +32,9 @@ NO_SUCH_STATUS = 77
 JSON_TYPE = ("Content-Type", b"application/json")
 NOWHERE = "http://127.0.0.1:9"
 MAX_SYNC_BYTES = 65_536
+P256_DER = (
+    ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+)
 
 
 @pytest.fixture(scope="module")
@@ -366,3 +371,75 @@ class TestReplayAndReflection:
     def test_a_clock_an_hour_off_is_refused_whatever_else_is_right(self, bench: ApiBench) -> None:
         answer = bench.peer.sync({"type": "snapshot_request"}, bench.sync_key, timestamp=int(time.time()) - 3600)
         assert_refused(answer.response, FORBIDDEN)
+
+
+def off_curve(der: bytes) -> bytes:
+    return der[:-1] + bytes([der[-1] ^ 1])
+
+
+BAD_PUBKEYS: dict[str, dict[str, object]] = {
+    "absent": {},
+    **{
+        why: {"ecdh_pubkey": value}
+        for why, value in (
+            ("null", None),
+            ("empty", ""),
+            ("0x", "0x"),
+            ("a number", 7),
+            ("a list", [wire.TeeKey().der.hex()]),
+            ("not hex", "zz" * 120),
+            ("of an odd length", wire.TeeKey().der.hex()[:-1]),
+            ("cut short", wire.TeeKey().der.hex()[:-2]),
+            ("with a byte more", wire.TeeKey().der.hex() + "00"),
+            ("with white space", wire.TeeKey().der.hex() + " "),
+            ("with white space inside", wire.TeeKey().der.hex()[:20] + " " + wire.TeeKey().der.hex()[20:]),
+            ("off the curve", off_curve(wire.TeeKey().der).hex()),
+            ("a point off the curve", off_curve(wire.TeeKey().sec1).hex()),
+            ("of another curve", P256_DER.hex()),
+            ("compressed", (b"\x02" + wire.TeeKey().sec1[1:49]).hex()),
+            ("the point at infinity", "00"),
+            ("zeros", "04" + "00" * 96),
+            ("very long", "00" * 10_000),
+        )
+    },
+}
+
+
+class TestMasterSecret:
+    @pytest.mark.parametrize(
+        "spell",
+        [
+            lambda key: key.der.hex(),
+            lambda key: key.sec1.hex(),
+            lambda key: "0x" + key.der.hex(),
+            lambda key: key.sec1.hex().upper(),
+        ],
+        ids=["DER", "point", "0x", "upper case"],
+    )
+    def test_the_secret_is_sealed_to_the_key_of_the_request(
+        self, bench: ApiBench, spell: Callable[[wire.TeeKey], str]
+    ) -> None:
+        ephemeral = wire.TeeKey()
+        inner = {"type": "master_secret_request", "ecdh_pubkey": spell(ephemeral)}
+        answer = bench.peer.sync(inner, None)
+        assert answer.status == 200
+        assert set(answer.inner["sealed"]) == {"ephemeral_pubkey", "nonce", "encrypted_data"}
+        secret = wire.open_master_secret(answer.inner["sealed"], ephemeral)
+        assert wire.keccak256(secret) == bench.cluster.chain.master_secret_hash()
+
+    def test_every_seal_has_a_key_and_a_nonce_of_its_own(self, bench: ApiBench) -> None:
+        inner = {"type": "master_secret_request", "ecdh_pubkey": wire.TeeKey().der.hex()}
+        sealed = [bench.peer.sync(inner, None).inner["sealed"] for _ in range(4)]
+        for member in ("ephemeral_pubkey", "nonce", "encrypted_data"):
+            assert len({seal[member] for seal in sealed}) == len(sealed)
+
+    @pytest.mark.parametrize("members", BAD_PUBKEYS.values(), ids=BAD_PUBKEYS)
+    def test_without_a_usable_key_it_is_refused(self, bench: ApiBench, members: dict[str, object]) -> None:
+        answer = bench.peer.sync({"type": "master_secret_request", **members}, None)
+        assert_signed_refusal(answer, bench.peer, BAD_REQUEST)
+        assert bench.master_secret.hex() not in answer.response.text
+
+    def test_an_app_gets_it_by_no_means(self, bench: ApiBench) -> None:
+        inner = {"type": "master_secret_request", "ecdh_pubkey": wire.TeeKey().der.hex()}
+        answer = bench.app.send("POST", "/sync", {**inner, "sender_wallet": bench.app.identity.address})
+        assert (answer.status, answer.code) == FORBIDDEN
