@@ -7,7 +7,7 @@ be of indefinite length, because the module writes them so since 2026.
 
 from typing import Final
 
-from kmscore.errors import Reason, Rejected
+from kmscore.errors import InvariantBroken, Reason, Rejected
 
 MAX_DEPTH: Final = 4
 MAX_ITEMS: Final = 256
@@ -123,7 +123,10 @@ def decode_cbor(data: bytes) -> CborValue:
 
 
 def encode_cbor(value: CborValue) -> bytes:
-    """`value` with definite lengths, shortest heads, map members in the given order. The one encoder for the module."""
+    """`value` with definite lengths, shortest heads, map members in the given order. The one encoder for the module.
+
+    Raises `InvariantBroken` for a number beyond 64 bits.
+    """
     if value is None or isinstance(value, bool):
         return bytes([0xF6 if value is None else 0xF5 if value else 0xF4])
     if isinstance(value, int):
@@ -142,5 +145,7 @@ def encode_cbor(value: CborValue) -> bytes:
 def _head(major: int, argument: int) -> bytes:
     if argument < 24:
         return bytes([major << 5 | argument])
-    size = next(size for size in (1, 2, 4, 8) if argument < 1 << (8 * size))
+    size = next((size for size in (1, 2, 4, 8) if argument < 1 << (8 * size)), None)
+    if size is None:
+        raise InvariantBroken("CBOR numbers have at most 64 bits")
     return bytes([major << 5 | (23 + size.bit_length())]) + argument.to_bytes(size, "big")

@@ -4,7 +4,8 @@ The explicit walk is the rule; the library's own path verification is a second o
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Final, TypeVar
 
 from cryptography import x509
@@ -21,12 +22,29 @@ ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
 
 # What the walk looks at itself; any other critical extension is one it does not understand.
 _UNDERSTOOD: Final = frozenset({ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE})
+# Everything that `cryptography` raises about the content of a certificate; several of these are bare `Exception`s.
+_UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
-def verify_chain(
-    cabundle: Sequence[bytes], leaf_der: bytes, *, root_der: bytes, at: datetime
-) -> ec.EllipticCurvePublicKey:
-    """The leaf's key, if every certificate holds at the time `at` (aware).
+@dataclass(frozen=True, slots=True)
+class VerifiedLeaf:
+    """The key that signs the document, and when its certificate holds. Made by `verify_chain` only."""
+
+    key: ec.EllipticCurvePublicKey = field(repr=False)
+    not_before: datetime
+    not_after: datetime
+
+
+def verify_chain(cabundle: Sequence[bytes], leaf_der: bytes, *, root_der: bytes, at: datetime) -> VerifiedLeaf:
+    """The leaf, if every certificate, the root included, holds at the time `at` (aware).
 
     `cabundle` is root first. Raises `Refused` with the step ROOT, CHAIN, LEAF or SECOND_OPINION.
     """
@@ -44,17 +62,29 @@ def verify_chain(
     _check_link(leaf, authorities[-1], at, Step.LEAF)
     key = _check_leaf(leaf)
     _second_opinion(authorities, leaf, at)
-    return key
+    return VerifiedLeaf(key, leaf.not_valid_before_utc, leaf.not_valid_after_utc)
 
 
 def _load(der: bytes, step: Step) -> x509.Certificate:
+    """A certificate of which every part that is looked at later can be read, and nothing but that certificate."""
     try:
         certificate = x509.load_der_x509_certificate(der)
-        if certificate.public_bytes(Encoding.DER) != der:
-            raise Refused(step, "a certificate is not in its one encoding")
-        _ = certificate.extensions
-    except (ValueError, x509.DuplicateExtension, UnsupportedAlgorithm) as error:
+        # The library reads on demand: ask for everything here, so that nothing fails later.
+        _ = (
+            certificate.version,
+            certificate.extensions,
+            certificate.public_key(),
+            certificate.signature,
+            certificate.signature_algorithm_oid,
+            certificate.subject.public_bytes(),
+            certificate.issuer.public_bytes(),
+            certificate.not_valid_before_utc,
+            certificate.not_valid_after_utc,
+        )
+    except _UNREADABLE as error:
         raise Refused(step, "a certificate cannot be read") from error
+    if certificate.public_bytes(Encoding.DER) != der:
+        raise Refused(step, "a certificate is not in its one encoding")
     return certificate
 
 
@@ -104,10 +134,7 @@ def _check_critical(certificate: x509.Certificate, step: Step) -> None:
 
 
 def _p384(certificate: x509.Certificate, step: Step) -> ec.EllipticCurvePublicKey:
-    try:
-        key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise Refused(step, "a certificate's key cannot be read") from error
+    key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise Refused(step, "a certificate's key is not on P-384")
     return key
@@ -135,12 +162,12 @@ def _second_opinion(authorities: Sequence[x509.Certificate], leaf: x509.Certific
     verifier = (
         PolicyBuilder()
         .store(Store([authorities[0]]))
-        .time(at.replace(tzinfo=None))
+        .time(at.astimezone(UTC).replace(tzinfo=None))
         .max_chain_depth(len(authorities))
         .extension_policies(ca_policy=authority_policy, ee_policy=leaf_policy)
         .build_client_verifier()
     )
     try:
         verifier.verify(leaf, list(authorities[1:]))
-    except VerificationError as error:
+    except (VerificationError, *_UNREADABLE) as error:
         raise Refused(Step.SECOND_OPINION, "the library's path verification does not agree") from error

@@ -14,7 +14,6 @@ from kmscore.errors import Rejected
 MAX_DOCUMENT_BYTES: Final = 16 * 1024
 COSE_SIGN1_TAG: Final = 0xD2
 ES384_HEADER: Final = encode_cbor({1: -35})
-SIGNATURE_BYTES: Final = 96
 DIGEST: Final = "SHA384"
 PCR_BYTES: Final = 48
 MAX_PCRS: Final = 32
@@ -23,9 +22,9 @@ MAX_BUNDLE: Final = 8
 # AWS states 512 in some texts and 1024 in others for user_data and nonce; 1024 are accepted, 512 are sent.
 MAX_OPTIONAL_BYTES: Final = 1024
 
-_MEMBERS: Final = (
-    "module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle", "public_key", "user_data", "nonce",
-)  # fmt: skip
+_REQUIRED: Final = frozenset({"module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle"})
+# The module writes null for one that is unset; the syntax also lets it leave the member out.
+_OPTIONAL: Final = frozenset({"public_key", "user_data", "nonce"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +60,8 @@ def parse_document(data: bytes) -> UnverifiedDocument:
     if protected != ES384_HEADER or unprotected != {}:
         raise Refused(Step.HEADER, "the protected header must say ES384 and nothing else, the unprotected one nothing")
     members = _decode(payload, Step.PAYLOAD)
-    if not isinstance(members, dict) or set(members) != set(_MEMBERS):
-        raise Refused(Step.PAYLOAD, f"the payload must be a map of exactly {', '.join(_MEMBERS)}")
+    if not isinstance(members, dict) or not _REQUIRED <= members.keys() <= _REQUIRED | _OPTIONAL:
+        raise Refused(Step.PAYLOAD, "the payload must be a map of a document's members and no others")
     if members["digest"] != DIGEST:
         raise Refused(Step.PAYLOAD, "the digest must be SHA384")
     cabundle = members["cabundle"]
@@ -77,9 +76,9 @@ def parse_document(data: bytes) -> UnverifiedDocument:
         pcrs=_pcrs(members["pcrs"]),
         certificate=_bytes(members["certificate"], "certificate", MAX_CERTIFICATE_BYTES),
         cabundle=tuple(_bytes(item, "cabundle", MAX_CERTIFICATE_BYTES) for item in cabundle),
-        public_key=_optional(members["public_key"], "public_key"),
-        user_data=_optional(members["user_data"], "user_data"),
-        nonce=_optional(members["nonce"], "nonce"),
+        public_key=_optional(members, "public_key", least_bytes=1),
+        user_data=_optional(members, "user_data", least_bytes=0),
+        nonce=_optional(members, "nonce", least_bytes=0),
     )
 
 
@@ -91,8 +90,6 @@ def _envelope(data: bytes) -> tuple[bytes, CborValue, bytes, bytes]:
     protected, unprotected, payload, signature = items
     if not isinstance(protected, bytes) or not isinstance(payload, bytes) or not isinstance(signature, bytes):
         raise Refused(Step.ENVELOPE, "header, payload and signature of a COSE_Sign1 are byte strings")
-    if len(signature) != SIGNATURE_BYTES:
-        raise Refused(Step.ENVELOPE, f"an ES384 signature has {SIGNATURE_BYTES} bytes")
     return protected, unprotected, payload, signature
 
 
@@ -134,9 +131,10 @@ def _bytes(value: CborValue, name: str, limit_bytes: int) -> bytes:
     return value
 
 
-def _optional(value: CborValue, name: str) -> bytes | None:
+def _optional(members: dict[int | str, CborValue], name: str, *, least_bytes: int) -> bytes | None:
+    value = members.get(name)
     if value is None:
         return None
-    if not isinstance(value, bytes) or len(value) > MAX_OPTIONAL_BYTES:
-        raise Refused(Step.PAYLOAD, f"{name} must be null or at most {MAX_OPTIONAL_BYTES} bytes")
+    if not isinstance(value, bytes) or not least_bytes <= len(value) <= MAX_OPTIONAL_BYTES:
+        raise Refused(Step.PAYLOAD, f"{name} must be null or {least_bytes} to {MAX_OPTIONAL_BYTES} bytes")
     return value

@@ -3,7 +3,8 @@
 Only what `verify_document` returns may be believed; only a `VerifiedDocument` gives up the keys in a usable form.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -13,33 +14,20 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
 
-from appliance.tee.attestation.chain import verify_chain
+from appliance.tee.attestation.chain import VerifiedLeaf, verify_chain
 from appliance.tee.attestation.document import PCR_BYTES, UnverifiedDocument, parse_document
 from appliance.tee.attestation.errors import Refused, Step
-from kmscore.envelope import TeePublicKey, parse_tee_pubkey_der
-from kmscore.errors import Rejected
-from kmscore.json import parse_json_object
-from kmscore.pop import parse_wallet
+from appliance.tee.attestation.measurements import IMAGE_PCRS, Measurements
+from appliance.tee.attestation.statement import parse_statement
+from kmscore.envelope import TeePublicKey
+from kmscore.errors import InvariantBroken
 from kmscore.secret import constant_time_equal
 
+CONFIG_PCR: Final = 16
 _ZERO: Final = bytes(PCR_BYTES)
 _COORDINATE_BYTES: Final = 48
-
-
-@dataclass(frozen=True, slots=True)
-class Measurements:
-    """What an image measures to; `pcr8` None means that the signer of the image does not matter."""
-
-    pcr0: bytes
-    pcr1: bytes
-    pcr2: bytes
-    pcr8: bytes | None = None
-
-    def match(self, pcrs: dict[int, bytes]) -> bool:
-        wanted = {0: self.pcr0, 1: self.pcr1, 2: self.pcr2}
-        if self.pcr8 is not None:
-            wanted[8] = self.pcr8
-        return all(pcrs.get(index) == value for index, value in wanted.items())
+_SIGNATURE_BYTES: Final = 2 * _COORDINATE_BYTES
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +36,9 @@ class VerificationPolicy:
 
     `root_der` is the trusted root; `at` (aware) the verifier's own clock, None to verify an archived document at its
     own timestamp, which is sound only when something else proves when it was produced. `nonce` is the one that was
-    asked with, None for archived documents. `measurements` are the acceptable images, None to accept any image that is
-    not in debug mode. `max_age` and `max_skew` bound the timestamp on either side of `at`.
+    asked with, None when there was none to check, which leaves a document replayable for `max_age`. `measurements` are
+    the acceptable images, None to accept any image that is not in debug mode, an empty sequence to accept none.
+    `max_age` bounds how old the document may be, `max_skew` how far the two clocks may be apart in either direction.
     """
 
     root_der: bytes = field(repr=False)
@@ -66,7 +55,7 @@ class VerifiedDocument:
 
     module_id: str
     timestamp: datetime
-    pcrs: dict[int, bytes] = field(repr=False)
+    pcrs: Mapping[int, bytes] = field(repr=False)
     public_key: bytes | None = field(repr=False)
     user_data: bytes | None = field(repr=False)
     nonce: bytes | None = field(repr=False)
@@ -74,30 +63,32 @@ class VerifiedDocument:
 
 @dataclass(frozen=True, slots=True)
 class AttestedIdentity:
-    """A node's identity as its document states it (enclave §3).
+    """A node's identity as its document states it (enclave §3). Made by `attested_identity` only.
 
-    `config_digest` is what was extended into PCR16, hex; None when the document does not carry it.
+    `config_digest` is what was extended into PCR16, 48 bytes; None when the document does not state it.
     """
 
     wallet: str
     tee_pubkey: TeePublicKey
-    config_digest: str | None
+    config_digest: bytes | None
 
 
 def verify_document(data: bytes, policy: VerificationPolicy) -> VerifiedDocument:
-    """Verify a document of at most 16 KiB against a policy.
+    """Verify a document of at most 16 KiB against a policy; some milliseconds of work.
 
     Raises `Refused` with the first failing step: SIZE, ENVELOPE, HEADER, PAYLOAD, ROOT, CHAIN, LEAF, SECOND_OPINION,
     SIGNATURE, FRESHNESS, NONCE, DEBUG, MEASUREMENTS.
     """
+    if policy.at is not None and policy.at.tzinfo is None:
+        raise InvariantBroken("a time of verification without a time zone")
     document = parse_document(data)
     timestamp = _timestamp(document)
-    at = policy.at or timestamp
-    key = verify_chain(document.cabundle, document.certificate, root_der=policy.root_der, at=at)
-    _check_signature(document, key)
-    if not at - policy.max_age <= timestamp <= at + policy.max_skew:
-        raise Refused(Step.FRESHNESS, "the document's timestamp is too far from the time of verification")
-    if policy.nonce is not None and not constant_time_equal(document.nonce or b"", policy.nonce):
+    leaf = verify_chain(
+        document.cabundle, document.certificate, root_der=policy.root_der, at=_reference_time(timestamp, policy)
+    )
+    _check_signature(document, leaf.key)
+    _check_freshness(timestamp, leaf, policy)
+    if policy.nonce is not None and not _carries(document, policy.nonce):
         raise Refused(Step.NONCE, "the document was not made for this nonce")
     _check_measurements(document.pcrs, policy.measurements)
     return VerifiedDocument(
@@ -111,30 +102,38 @@ def verify_document(data: bytes, policy: VerificationPolicy) -> VerifiedDocument
 
 
 def attested_identity(document: VerifiedDocument) -> AttestedIdentity:
-    """The wallet and teePubkey a KMS node or app states in its document. Raises `Refused(IDENTITY)`."""
-    if document.public_key is None or document.user_data is None:
-        raise Refused(Step.IDENTITY, "the document carries no public key or no user data")
-    try:
-        tee_pubkey = parse_tee_pubkey_der(document.public_key)
-        stated = parse_json_object(document.user_data)
-        wallet, config = stated.get("eth_addr"), stated.get("config")
-        if not isinstance(wallet, str) or not (config is None or isinstance(config, str)):
-            raise Refused(Step.IDENTITY, "the user data does not hold eth_addr, or config is not a text")
-        return AttestedIdentity(parse_wallet(wallet), tee_pubkey, config)
-    except Refused:
-        raise
-    except Rejected as error:
-        raise Refused(Step.IDENTITY, "the public key or the user data cannot be read") from error
+    """The wallet and teePubkey that a KMS node or app states in its document. Raises `Refused(IDENTITY)`."""
+    stated = parse_statement(document.public_key, document.user_data)
+    if stated.config_digest is not None:
+        # What the boot did: extend the register, zero until then, and lock it, without which a document omits it.
+        extended = hashlib.sha384(_ZERO + stated.config_digest).digest()
+        if document.pcrs.get(CONFIG_PCR) != extended:
+            raise Refused(Step.IDENTITY, f"config is not what was extended into PCR{CONFIG_PCR}")
+    return AttestedIdentity(stated.wallet, stated.tee_pubkey, stated.config_digest)
 
 
 def _timestamp(document: UnverifiedDocument) -> datetime:
     try:
-        return datetime.fromtimestamp(document.timestamp_ms / 1000, UTC)
-    except (ValueError, OverflowError, OSError) as error:
+        return _EPOCH + timedelta(milliseconds=document.timestamp_ms)
+    except OverflowError as error:
         raise Refused(Step.PAYLOAD, "timestamp is not a time") from error
 
 
+def _reference_time(timestamp: datetime, policy: VerificationPolicy) -> datetime:
+    """When the certificates have to hold: the own clock, moved by at most `max_skew` towards the document's time.
+
+    A new leaf is some seconds old at most, and one that was reused may end at any moment: neither must make two clocks
+    disagree that are as close as the policy asks for.
+    """
+    if policy.at is None:
+        return timestamp
+    apart = min(max(timestamp - policy.at, -policy.max_skew), policy.max_skew)
+    return policy.at + apart
+
+
 def _check_signature(document: UnverifiedDocument, key: ec.EllipticCurvePublicKey) -> None:
+    if len(document.signature) != _SIGNATURE_BYTES:
+        raise Refused(Step.SIGNATURE, f"an ES384 signature has {_SIGNATURE_BYTES} bytes")
     # Both halves of s occur in production: a document's bytes are no unique id, and no high s is refused.
     r, s = (
         int.from_bytes(half)
@@ -146,11 +145,22 @@ def _check_signature(document: UnverifiedDocument, key: ec.EllipticCurvePublicKe
         raise Refused(Step.SIGNATURE, "the document is not signed by its certificate's key") from error
 
 
-def _check_measurements(pcrs: dict[int, bytes], acceptable: Sequence[Measurements] | None) -> None:
-    if any(index not in pcrs for index in (0, 1, 2)):
+def _check_freshness(timestamp: datetime, leaf: VerifiedLeaf, policy: VerificationPolicy) -> None:
+    if not leaf.not_before <= timestamp <= leaf.not_after:
+        raise Refused(Step.FRESHNESS, "the document's timestamp is outside the validity of its certificate")
+    if policy.at is not None and not -policy.max_skew <= policy.at - timestamp <= policy.max_age:
+        raise Refused(Step.FRESHNESS, "the document's timestamp is too far from the time of verification")
+
+
+def _carries(document: UnverifiedDocument, nonce: bytes) -> bool:
+    return document.nonce is not None and constant_time_equal(document.nonce, nonce)
+
+
+def _check_measurements(pcrs: Mapping[int, bytes], acceptable: Sequence[Measurements] | None) -> None:
+    if any(index not in pcrs for index in IMAGE_PCRS):
         raise Refused(Step.MEASUREMENTS, "the document lacks PCR0, PCR1 or PCR2")
     # In debug mode PCR0 to PCR2 are zero while PCR3 and PCR4 are real.
-    if pcrs[0] == _ZERO or pcrs[1] == _ZERO or pcrs[2] == _ZERO:
+    if any(pcrs[index] == _ZERO for index in IMAGE_PCRS):
         raise Refused(Step.DEBUG, "the enclave runs in debug mode: its measurements are zero")
     if acceptable is not None and not any(measurements.match(pcrs) for measurements in acceptable):
         raise Refused(Step.MEASUREMENTS, "the enclave runs none of the acceptable images")
