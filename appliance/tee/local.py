@@ -5,11 +5,12 @@ stay with `kmscore`'s owners, which wipe them; nothing here reveals, prints or s
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import anyio.to_thread
 
-from appliance.tee.port import MAX_RANDOM_BYTES, Eip1559Transaction, TeeIdentity
+from appliance.tee.attestation.statement import encode_statement, require_own
+from appliance.tee.port import Eip1559Transaction, TeeIdentity, check_nonce_size, check_random_size
 from appliance.tee.transaction import encode_signed_transaction, transaction_digest
 from kmscore.envelope import (
     LABELS,
@@ -21,25 +22,53 @@ from kmscore.envelope import (
     open_envelope,
     seal,
 )
-from kmscore.errors import InvariantBroken
+from kmscore.errors import InvariantBroken, Reason, Rejected, Unavailable
 from kmscore.pop import WalletKey
+from kmscore.secret import SecretBytes
 
 # AES-GCM and hex of this much took 72 µs on one core; what is larger goes to a worker thread. The first envelope of a
 # peer costs one key agreement (250 µs) on top, wherever it runs: once a peer, and only after the peer is authorised.
 INLINE_BYTES = 64 * 1024
 
+_WALLET_KEY_BYTES = 32
+_AGREEMENT_KEY_BYTES = 48
+_BLINDING_BYTES = 32
+
+# A draw of 32 or 48 random bytes is outside the group with a chance below 2**-127: more than a few in a row is a broken
+# random source.
+_MAX_DRAWS = 4
+
 _Result = TypeVar("_Result")
+
+
+class Attestor(Protocol):
+    """What makes documents for keys that it does not hold: a secure module."""
+
+    async def attest(self, *, public_key: bytes | None, user_data: bytes | None, nonce: bytes | None) -> bytes:
+        """A document with these members. Unavailable."""
+        ...
 
 
 class LocalTee:
     """Implements `TeeProvider` with a wallet key and an agreement key that it owns from now on.
 
-    `random` returns as many bytes as it is asked for, from a source fit for keys and nonces.
+    `random` returns as many bytes as it is asked for, from a source fit for keys and nonces. Without an `attestor`,
+    `attest` is Unavailable; documents state `config_digest` (48 bytes) when there is one.
     """
 
-    def __init__(self, wallet_key: WalletKey, agreement_key: AgreementKey, random: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        wallet_key: WalletKey,
+        agreement_key: AgreementKey,
+        random: Callable[[int], bytes],
+        *,
+        attestor: Attestor | None = None,
+        config_digest: bytes | None = None,
+    ) -> None:
         self._wallet_key = wallet_key
         self._random = random
+        self._attestor = attestor
+        self._config_digest = config_digest
         self._secrets = SharedSecretCache(agreement_key)
         self._identity = TeeIdentity(wallet_key.address, agreement_key.public)
         self._open = True
@@ -71,7 +100,8 @@ class LocalTee:
         self._require_keys()
         if label is not None and label not in LABELS:
             raise InvariantBroken("an envelope label is not one of the protocol's")
-        nonce = await self.random_bytes(NONCE_BYTES)
+        # Of the plain source, whatever `random_bytes` does for keys: a nonce has to be distinct, not secret.
+        nonce = self._draw(NONCE_BYTES)
         own = self._identity.tee_pubkey
         return await _compute(
             len(plaintext),
@@ -88,12 +118,23 @@ class LocalTee:
 
     async def random_bytes(self, size: int) -> bytes:
         self._require_keys()
-        if not 0 <= size <= MAX_RANDOM_BYTES:
-            raise InvariantBroken("more random bytes were asked for at once than anything needs")
-        data = self._random(size)
-        if len(data) != size:
-            raise InvariantBroken("the random source returned another number of bytes than it was asked for")
-        return data
+        check_random_size(size)
+        return self._draw(size)
+
+    async def attest(self, nonce: bytes | None) -> bytes:
+        self._require_keys()
+        check_nonce_size(nonce)
+        if self._attestor is None:
+            raise Unavailable("this node's keys are outside of a secure module: nothing can attest to them")
+        document = await self._attestor.attest(
+            public_key=self._identity.tee_pubkey.der,
+            user_data=encode_statement(self._identity.wallet, self._config_digest),
+            nonce=nonce,
+        )
+        try:
+            return require_own(document, self._identity, nonce)
+        except Rejected as error:
+            raise Unavailable("the secure module made another document than was asked for") from error
 
     async def aclose(self) -> None:
         if self._open:
@@ -101,9 +142,40 @@ class LocalTee:
             self._secrets.clear()
             self._wallet_key.wipe()
 
+    def _draw(self, size: int) -> bytes:
+        data = self._random(size)
+        if len(data) != size:
+            raise InvariantBroken("the random source returned another number of bytes than it was asked for")
+        return data
+
     def _require_keys(self) -> None:
         if not self._open:
             raise InvariantBroken("the TEE provider is used after it was closed")
+
+
+def make_keys(random: Callable[[int], bytes]) -> tuple[WalletKey, AgreementKey]:
+    """Both identity keys from `random`, which returns n bytes. InvariantBroken when it returns no usable key.
+
+    The bytes drawn pass through Python objects, which cannot be wiped.
+    """
+
+    def wallet_key() -> WalletKey:
+        return WalletKey(SecretBytes(random(_WALLET_KEY_BYTES)), random(_BLINDING_BYTES))
+
+    def agreement_key() -> AgreementKey:
+        return AgreementKey.from_scalar(int.from_bytes(random(_AGREEMENT_KEY_BYTES)))
+
+    return _first_usable(wallet_key), _first_usable(agreement_key)
+
+
+def _first_usable(make: Callable[[], _Result]) -> _Result:
+    for _ in range(_MAX_DRAWS):
+        try:
+            return make()
+        except Rejected as refusal:
+            if refusal.reason is not Reason.BAD_FIELD:
+                raise
+    raise InvariantBroken("the random source yields no usable key")
 
 
 async def _compute(size_bytes: int, work: Callable[[], _Result]) -> _Result:

@@ -9,6 +9,7 @@ is repeated.
 """
 
 import json
+from base64 import b64encode
 from binascii import Error as HexError
 from binascii import unhexlify
 from contextlib import suppress
@@ -19,7 +20,9 @@ import anyio.to_thread
 import httpx
 
 from appliance.http import AnswerTooLarge, read_bounded
-from appliance.tee.port import MAX_RANDOM_BYTES, Eip1559Transaction, TeeIdentity
+from appliance.tee.attestation.document import MAX_DOCUMENT_BYTES
+from appliance.tee.attestation.statement import require_own
+from appliance.tee.port import Eip1559Transaction, TeeIdentity, check_nonce_size, check_random_size
 from appliance.tee.transaction import verify_signed_transaction
 from kmscore.envelope import NONCE_BYTES, TAG_BYTES, Envelope, TeePublicKey, encode_envelope, parse_tee_pubkey_der
 from kmscore.errors import InvariantBroken, Reason, Rejected, Unavailable
@@ -62,6 +65,7 @@ _RANDOM = _Call("GET", "/v1/random")
 _SIGN = _Call("POST", "/v1/eth/sign")
 _SIGN_TRANSACTION = _Call("POST", "/v1/eth/sign-tx")
 _ENCRYPT = _Call("POST", "/v1/encryption/encrypt", answer_limit_bytes=MAX_MESSAGE_ANSWER_BYTES)
+_ATTEST = _Call("POST", "/v1/attestation", answer_limit_bytes=MAX_DOCUMENT_BYTES)
 # The runtime registers a nonce before it decrypts: the second attempt would be refused as a replay.
 _DECRYPT = _Call("POST", "/v1/encryption/decrypt", repeatable=False, answer_limit_bytes=MAX_MESSAGE_ANSWER_BYTES)
 
@@ -174,12 +178,25 @@ class OdynTee:
 
     async def random_bytes(self, size: int) -> bytes:
         self._require_usable()
-        if not 0 <= size <= MAX_RANDOM_BYTES:
-            raise InvariantBroken("more random bytes were asked for at once than anything needs")
+        check_random_size(size)
         data = b""
         while len(data) < size:
             data += _hex_field(await self._call(_RANDOM), "random_bytes", _RANDOM_BLOCK_BYTES)
         return data[:size]
+
+    async def attest(self, nonce: bytes | None) -> bytes:
+        """As the port says. The runtime adds its key and the wallet by itself; PCR16 is its own, so no config."""
+        self._require_usable()
+        check_nonce_size(nonce)
+        identity = await self.identity()
+        # The key is left out: the runtime would cut one that it is given down to its bare point.
+        request: dict[str, object] = {} if nonce is None else {"nonce": b64encode(nonce).decode()}
+        document = await self._call_raw(_ATTEST, request)
+        try:
+            return require_own(document, identity, nonce)
+        except Rejected:
+            await self.refresh_identity()
+            raise _nonsense() from None
 
     async def aclose(self) -> None:
         """Refuse every later call. This process holds no keys to wipe, and the HTTP client is its owner's to close."""
@@ -208,7 +225,11 @@ class OdynTee:
         return "0x" + sig65.hex()
 
     async def _call(self, call: _Call, request: dict[str, object] | None = None) -> dict[str, object]:
-        """The JSON object of the answer. Rejected(TOO_LARGE), Rejected(UNDECRYPTABLE) from decrypt, Unavailable."""
+        """The JSON object of the answer. Raises what `_call_raw` raises."""
+        return await _parse(await self._call_raw(call, request))
+
+    async def _call_raw(self, call: _Call, request: dict[str, object] | None) -> bytes:
+        """The body of the answer. Rejected(TOO_LARGE), Rejected(UNDECRYPTABLE) from decrypt, Unavailable."""
         body = await _encode(request)
         try:
             with anyio.fail_after(self._timeout_s):
@@ -221,7 +242,7 @@ class OdynTee:
             raise Rejected(Reason.UNDECRYPTABLE, "the envelope cannot be decrypted")
         if status != 200:
             raise Unavailable("the TEE runtime refuses a call")
-        return await _parse(answer)
+        return answer
 
     async def _exchange(self, call: _Call, body: bytes | None) -> tuple[int, bytes]:
         """Status and body. The runtime drops the connection when a handler of its fails, hence the second attempt."""

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kmscore.envelope import Envelope, TeePublicKey
+from kmscore.errors import InvariantBroken
 
 # The most `random_bytes` is asked for at once: keys and nonces are far smaller, so more is a bug.
 MAX_RANDOM_BYTES = 1024
+# The most that every source of documents takes as a nonce; AWS states 512 in some texts and 1024 in others.
+MAX_ATTESTATION_NONCE_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,18 @@ class Eip1559Transaction:
     to: str
     value: int
     data: bytes
+
+
+def check_random_size(size: int) -> None:
+    """What every provider asks of `size` first. Raises InvariantBroken."""
+    if not 0 <= size <= MAX_RANDOM_BYTES:
+        raise InvariantBroken("more random bytes were asked for at once than anything needs")
+
+
+def check_nonce_size(nonce: bytes | None) -> None:
+    """What every provider asks of an attestation's nonce first. Raises InvariantBroken."""
+    if nonce is not None and len(nonce) > MAX_ATTESTATION_NONCE_BYTES:
+        raise InvariantBroken("a nonce is larger than a document takes")
 
 
 class TeeProvider(Protocol):
@@ -80,6 +95,14 @@ class TeeProvider(Protocol):
 
     async def random_bytes(self, size: int) -> bytes:
         """`size` bytes (0..MAX_RANDOM_BYTES) from the provider's random source, fit for keys."""
+        ...
+
+    async def attest(self, nonce: bytes | None) -> bytes:
+        """A fresh attestation document (COSE_Sign1 of at most 16 KiB) that states this identity (enclave §3).
+
+        It carries `nonce`, which has at most MAX_ATTESTATION_NONCE_BYTES. What it is worth is its reader's to find out;
+        only its form is checked here. Unavailable also when this provider has nothing that could attest to its keys.
+        """
         ...
 
     async def aclose(self) -> None:

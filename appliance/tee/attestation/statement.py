@@ -5,11 +5,12 @@ the boot extended into PCR16. Other members are ignored: the platform's runtime 
 only what the bytes say; `attested_identity` is what makes one believable.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import Final
 
-from appliance.tee.attestation.document import parse_document
+from appliance.tee.attestation.document import PCR_BYTES, parse_document
 from appliance.tee.attestation.errors import Refused, Step
 from appliance.tee.port import TeeIdentity
 from kmscore.envelope import TeePublicKey, parse_tee_pubkey_der
@@ -20,6 +21,7 @@ from kmscore.pop import parse_wallet
 # AWS states 512 in some texts and 1024 in others: what is sent fits both.
 MAX_STATEMENT_BYTES: Final = 512
 CONFIG_DIGEST_BYTES: Final = 48
+CONFIG_PCR: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,11 @@ def encode_statement(wallet: str, config_digest: bytes | None) -> bytes:
     if len(encoded) > MAX_STATEMENT_BYTES:
         raise InvariantBroken("a statement is larger than a document takes")
     return encoded
+
+
+def extend_config(config_digest: bytes) -> bytes:
+    """PCR16, zero until then, once the boot has extended it with the digest (nitro facts §1.4)."""
+    return hashlib.sha384(bytes(PCR_BYTES) + config_digest).digest()
 
 
 def parse_statement(public_key: bytes | None, user_data: bytes | None) -> Statement:

@@ -3,7 +3,6 @@
 Only what `verify_document` returns may be believed; only a `VerifiedDocument` gives up the keys in a usable form.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,12 +17,11 @@ from appliance.tee.attestation.chain import VerifiedLeaf, verify_chain
 from appliance.tee.attestation.document import PCR_BYTES, UnverifiedDocument, parse_document
 from appliance.tee.attestation.errors import Refused, Step
 from appliance.tee.attestation.measurements import IMAGE_PCRS, Measurements
-from appliance.tee.attestation.statement import parse_statement
+from appliance.tee.attestation.statement import CONFIG_PCR, extend_config, parse_statement
 from kmscore.envelope import TeePublicKey
 from kmscore.errors import InvariantBroken
 from kmscore.secret import constant_time_equal
 
-CONFIG_PCR: Final = 16
 _ZERO: Final = bytes(PCR_BYTES)
 _COORDINATE_BYTES: Final = 48
 _SIGNATURE_BYTES: Final = 2 * _COORDINATE_BYTES
@@ -104,11 +102,9 @@ def verify_document(data: bytes, policy: VerificationPolicy) -> VerifiedDocument
 def attested_identity(document: VerifiedDocument) -> AttestedIdentity:
     """The wallet and teePubkey that a KMS node or app states in its document. Raises `Refused(IDENTITY)`."""
     stated = parse_statement(document.public_key, document.user_data)
-    if stated.config_digest is not None:
-        # What the boot did: extend the register, zero until then, and lock it, without which a document omits it.
-        extended = hashlib.sha384(_ZERO + stated.config_digest).digest()
-        if document.pcrs.get(CONFIG_PCR) != extended:
-            raise Refused(Step.IDENTITY, f"config is not what was extended into PCR{CONFIG_PCR}")
+    # A document shows the register only once it is locked.
+    if stated.config_digest is not None and document.pcrs.get(CONFIG_PCR) != extend_config(stated.config_digest):
+        raise Refused(Step.IDENTITY, f"config is not what was extended into PCR{CONFIG_PCR}")
     return AttestedIdentity(stated.wallet, stated.tee_pubkey, stated.config_digest)
 
 
