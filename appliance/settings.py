@@ -22,6 +22,7 @@ from appliance.variables import (
     one_word_of,
     parse_bind_address,
     parse_boolean,
+    parse_digest,
     parse_ingress,
     parse_rpc_urls,
     parse_url_setting,
@@ -95,6 +96,16 @@ class Settings:
             "nsm, odyn or software",
             "who owns the identity keys; software is for development and refused in an enclave",
             one_of(TeeProviderName),
+        )
+    )
+    enclave_config_digest: bytes | None = field(
+        metadata=_variable(
+            "ENCLAVE_CONFIG_DIGEST",
+            None,
+            "96 hex digits",
+            "what the image's boot extended into PCR16; attestation documents of TEE_PROVIDER=nsm state it",
+            parse_digest,
+            absent="set by the image",
         )
     )
     odyn_url: str = field(

@@ -175,6 +175,13 @@ def one_word_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
+def parse_digest(text: str) -> bytes:
+    """48 bytes in hex."""
+    if re.fullmatch(r"[0-9a-fA-F]{96}", text) is None:
+        raise _refusal()
+    return bytes.fromhex(text)
+
+
 def parse_url_setting(text: str) -> str:
     return parse_node_url(text, https_only=False)
 

@@ -5,7 +5,10 @@ import fcntl
 import os
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
+
+from kmscore.errors import ConfigError
 
 # One request in, its response out; blocks for as long as the module takes, and raises OSError.
 NsmExchange = Callable[[bytes], bytes]
@@ -27,6 +30,11 @@ class NsmDevice:
     def __init__(self, path: str = NSM_DEVICE, *, ioctl: Callable[[int, int, bytearray], object] = fcntl.ioctl) -> None:
         self._path = path
         self._ioctl = ioctl
+
+    def require_present(self) -> None:
+        """Raises `ConfigError` when this machine has no such device."""
+        if not Path(self._path).exists():
+            raise ConfigError(f"the secure module needs {self._path}, which is not here: this is no Nitro enclave")
 
     def __call__(self, request: bytes) -> bytes:
         """The response, at most 12288 bytes. OSError; EMSGSIZE for a request of more than 4096 bytes."""

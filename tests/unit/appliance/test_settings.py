@@ -16,6 +16,7 @@ OUTSIDE = MappingProxyType({"IN_ENCLAVE": "false"})
 DEFAULTS = {
     "in_enclave": True,
     "tee_provider": TeeProviderName.NSM,
+    "enclave_config_digest": None,
     "odyn_url": "http://127.0.0.1:18000",
     "bind_addr": TcpAddress("0.0.0.0", 8000),
     "node_instance_url": None,
@@ -89,6 +90,7 @@ TAKEN = [
             ipaddress.ip_network("192.0.2.7/32"),
         ),
     ),
+    ("ENCLAVE_CONFIG_DIGEST", "Ab" * 48, "enclave_config_digest", b"\xab" * 48),
     ("LOG_LEVEL", "debug", "log_level", LogLevel.DEBUG),
     ("LOG_FORMAT", "json", "log_format", LogFormat.JSON),
 ]
@@ -96,6 +98,7 @@ TAKEN = [
 REFUSED = {
     "IN_ENCLAVE": ["", "maybe", "2", " true", "off"],
     "TEE_PROVIDER": ["", "sgx", "nsm,odyn"],
+    "ENCLAVE_CONFIG_DIGEST": ["", "00" * 47, "00" * 49, "0x" + "00" * 48, "0g" * 48, " " + "00" * 48, "٠" * 96],
     "ODYN_URL": ["", "127.0.0.1:18000", "http://user:pw@127.0.0.1:18000", "unix:/run/odyn"],
     "BIND_ADDR": [
         "", "8000", "host", "host:", ":8000", "host:65536", "host:-1", "::1:8000", "[::1]", "[::g]:1", "a b:1",
