@@ -92,6 +92,14 @@ def harden_process(calls: SystemCalls, *, lock_memory: bool) -> Hardening:
     return Hardening(core_dumps_off=True, memory_locked=lock_memory and try_lock_memory(calls))
 
 
+def raise_descriptor_limit() -> None:
+    """As many file descriptors as the hard limit allows, at most 65,536: the usual 1,024 are soon used up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def forbid_core_dumps(calls: SystemCalls) -> None:
     """RLIMIT_CORE 0, soft and hard, and PR_SET_DUMPABLE 0, which also covers dumps that are piped to a program (those
     ignore the limit). ConfigError."""

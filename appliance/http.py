@@ -1,9 +1,13 @@
 """The HTTP client's one setting for everything that leaves this process, and reading answers within a limit."""
 
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+
 import httpx
 
 from kmscore.errors import Reason, Rejected
 
+# Whatever httpx raises for a request: its stream errors are no HTTPError.
+HTTP_FAILURES = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
 MAX_RETRY_AFTER_S = 3600.0
 MAX_NONCE_CHARS = 512
 
@@ -13,7 +17,7 @@ class AnswerTooLarge(Exception):
 
 
 def new_http_client() -> httpx.AsyncClient:
-    """A client that ignores the environment's proxies and certificates, follows no redirect and accepts no encoding.
+    """A client without cookies, redirects and encodings, which ignores the environment's proxies and certificates.
 
     Deadlines are the callers'; the timeouts here only bound what a caller forgot.
     """
@@ -22,6 +26,8 @@ def new_http_client() -> httpx.AsyncClient:
         follow_redirects=False,
         timeout=httpx.Timeout(60.0, connect=5.0),
         limits=httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=30.0),
+        # One peer's cookie must not grow, or fail, the requests to another one.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         headers={"Accept": "application/json", "Accept-Encoding": "identity"},
     )
 

@@ -7,11 +7,12 @@ import random
 import secrets
 import signal
 import socket
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import httpx
@@ -19,9 +20,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from appliance import __version__
-from appliance.api.app import AddressLimiter, build_app
+from appliance.api.app import AddressLimiter, Endpoints, ErrorBoundary
+from appliance.api.attestation import AttestationApi
+from appliance.api.bodies import BodyBudget
 from appliance.api.exchange import Answerer
-from appliance.api.http_protocol import BoundedHttpProtocol
+from appliance.api.http_protocol import bounded_http_protocol
 from appliance.api.kms import KmsApi
 from appliance.api.limits import RateLimiter
 from appliance.api.public import PublicApi
@@ -48,14 +51,20 @@ from appliance.http import new_http_client
 from appliance.log import short
 from appliance.settings import Settings, TeeProviderName
 from appliance.supervise import run_periodically
+from appliance.tee.nsm.device import NsmDevice
+from appliance.tee.nsm.module import SecureModule
+from appliance.tee.nsm.provider import NsmTee
 from appliance.tee.odyn import OdynTee
 from appliance.tee.port import TeeIdentity, TeeProvider
 from appliance.tee.software import SoftwareTee
 from appliance.variables import BindAddress, TcpAddress, UnixAddress, VsockAddress
 from kmscore.errors import ConfigError, Unavailable
+from kmscore.json import MAX_ITEMS
 from kmscore.nonce import EnvelopeNonces, NonceIssuer, UsedNonces
 from kmscore.secret import SecretBytes
 from kmscore.store import Store, StoreLimits
+
+ResultT = TypeVar("ResultT")
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +72,12 @@ TEE_RETRY_S = 2.0
 SWEEP_INTERVAL_S = 1.0
 REQUESTS_FINISH_S = 10.0
 FINAL_PUSH_S = 10.0
+# Commas and brackets in an app's inner request, which has at most three members; the rest is room for newer apps.
+MAX_APP_ITEMS = 256
+# What the store counts for a record besides key and ciphertext (store §1).
+MIN_RECORD_BYTES = 128
+# How many used nonces of one wallet are remembered when its rate has no limit.
+UNLIMITED_NONCES = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +93,19 @@ class Node:
 
 
 async def open_tee(settings: Settings, http: httpx.AsyncClient) -> TeeProvider:
-    """The TEE provider that the settings name. Raises `ConfigError` for one that this build does not have."""
+    """The TEE provider that the settings name.
+
+    Raises `ConfigError` for one that this machine does not have, `Unavailable` when its device does not answer.
+    """
     match settings.tee_provider:
         case TeeProviderName.SOFTWARE:
             return SoftwareTee.generate(os.urandom)
         case TeeProviderName.ODYN:
             return OdynTee(http, settings.odyn_url)
         case TeeProviderName.NSM:
-            raise ConfigError("TEE_PROVIDER=nsm needs the enclave image, which this build is not; use odyn or software")
+            device = NsmDevice()
+            device.require_present()
+            return await NsmTee.generate(SecureModule(device), config_digest=settings.enclave_config_digest)
 
 
 def build_node(
@@ -130,11 +150,19 @@ def build_node(
         random_bytes=random_bytes,
         max_age_s=settings.pop_max_age_seconds,
     )
-    gate = EnvelopeGate(tee, EnvelopeNonces(), LabelMemory(settings.e2e_label))
+    labels = LabelMemory(settings.e2e_label)
+    # Two memories of envelope nonces, so that many apps cannot push the peers' out.
+    app_gate = EnvelopeGate(tee, EnvelopeNonces(), labels, max_items=MAX_APP_ITEMS)
+    gate = EnvelopeGate(tee, EnvelopeNonces(), labels, max_items=MAX_ITEMS)
     transport = PeerTransport(own_wallet=identity.wallet, tee=tee, gate=gate, keys=keys, http=http, clock=clock)
     # What one answer may carry: a whole store in hex in JSON in hex, for peers that know no pages.
     max_snapshot_bytes = 4 * settings.max_sync_payload_bytes
-    snapshots = SnapshotClient(replica, transport, max_answer_bytes=max_snapshot_bytes)
+    snapshots = SnapshotClient(
+        replica,
+        transport,
+        max_answer_bytes=max_snapshot_bytes,
+        max_records=settings.max_store_bytes // MIN_RECORD_BYTES,
+    )
     pusher = Pusher(
         own_wallet=identity.wallet,
         replica=replica,
@@ -146,11 +174,15 @@ def build_node(
     limiter = AddressLimiter(
         RateLimiter(settings.rate_limit_per_minute, clock),
         RateLimiter(settings.nonce_rate_limit_per_minute, clock),
+        RateLimiter(settings.nonce_rate_limit_per_minute, clock),
         settings.trusted_ingress,
     )
+    # Four bodies of the largest kind at once, and half of that for one caller.
+    budget = BodyBudget(4 * settings.max_sync_payload_bytes, 2 * settings.max_sync_payload_bytes)
     wallet_limiter = RateLimiter(settings.identity_rate_limit_per_minute, clock)
-    answerer = Answerer(wallet=identity.wallet, tee=tee, gate=gate, pop=pop, write_lock=replica.write_lock)
-    app = build_app(
+    app_answerer = Answerer(wallet=identity.wallet, tee=tee, gate=app_gate, pop=pop, replica=replica)
+    answerer = Answerer(wallet=identity.wallet, tee=tee, gate=gate, pop=pop, replica=replica)
+    endpoints = Endpoints(
         PublicApi(
             version=__version__,
             identity=identity,
@@ -165,6 +197,7 @@ def build_node(
             replica=replica,
             clock=clock,
         ),
+        AttestationApi(tee),
         KmsApi(
             availability=availability,
             pop=pop,
@@ -172,12 +205,13 @@ def build_node(
                 CachedNovaRegistry(registry, clock, ttl_s=settings.registry_cache_ttl_seconds),
                 kms_app_id=settings.kms_app_id,
             ),
-            gate=gate,
-            answerer=answerer,
+            gate=app_gate,
+            answerer=app_answerer,
             keys=keys,
             replica=replica,
             clock=clock,
             wallet_limiter=wallet_limiter,
+            budget=budget,
             give_back=limiter.give_back,
             max_body_bytes=settings.max_request_body_bytes,
         ),
@@ -194,6 +228,7 @@ def build_node(
             secrets=SecretServer(keys, random_bytes),
             pusher=pusher,
             wallet_limiter=wallet_limiter,
+            budget=budget,
             give_back=limiter.give_back,
             max_body_bytes=settings.max_sync_payload_bytes,
         ),
@@ -215,7 +250,7 @@ def build_node(
     )
     sync_tick = SyncTick(peers=peers, keys=keys, pusher=pusher, availability=availability)
     sweeper = Sweeper(replica=replica, peers=peers, pusher=pusher, clock=clock)
-    return Node(identity, app, node_tick, sync_tick, sweeper, keys)
+    return Node(identity, ErrorBoundary(endpoints), node_tick, sync_tick, sweeper, keys)
 
 
 async def serve(settings: Settings) -> None:
@@ -227,9 +262,9 @@ async def serve(settings: Settings) -> None:
     rng = random.Random(secrets.randbits(64))  # noqa: S311 - jitter and the order of peers, no secrets
     async with AsyncExitStack() as cleanup:
         http = await cleanup.enter_async_context(new_http_client())
-        tee = await open_tee(settings, http)
+        tee = await _wait_for_tee(lambda: open_tee(settings, http))
         cleanup.push_async_callback(_shielded, tee.aclose)
-        identity = await _identity_of(tee)
+        identity = await _wait_for_tee(tee.identity)
         reader = ChainReader(
             settings.helios_rpc_urls,
             settings.chain_rpc_quorum,
@@ -254,7 +289,7 @@ async def serve(settings: Settings) -> None:
         server = uvicorn.Server(
             uvicorn.Config(
                 node.app,
-                http=BoundedHttpProtocol,
+                http=bounded_http_protocol(),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -283,7 +318,10 @@ async def _run(
             group.start_soon(_node_ticks, settings, node, reader, rng)
             group.start_soon(
                 lambda: run_periodically(
-                    "sync_tick", node.sync_tick.run_once, interval_s=settings.data_sync_interval_seconds, rng=rng
+                    "sync_tick",
+                    partial(node.sync_tick.run_once, group),
+                    interval_s=settings.data_sync_interval_seconds,
+                    rng=rng,
                 )
             )
             group.start_soon(
@@ -294,7 +332,8 @@ async def _run(
             group.cancel_scope.cancel()
         logger.info("stopped serving, pushing once more")
         with anyio.move_on_after(FINAL_PUSH_S, shield=True):
-            await node.sync_tick.run_once()
+            async with anyio.create_task_group() as last_pushes:
+                await node.sync_tick.run_once(last_pushes)
 
 
 async def _node_ticks(settings: Settings, node: Node, reader: ChainReader, rng: random.Random) -> None:
@@ -311,20 +350,20 @@ async def _node_ticks(settings: Settings, node: Node, reader: ChainReader, rng: 
     await run_periodically("node_tick", tick, interval_s=settings.kms_node_tick_seconds, rng=rng)
 
 
-async def _identity_of(tee: TeeProvider) -> TeeIdentity:
-    """The identity, waited for: the runtime that owns the keys may still be starting."""
+async def _wait_for_tee(ask: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    """What `ask` returns, waited for: whatever owns or makes the keys may still be starting."""
     while True:
         try:
-            return await tee.identity()
+            return await ask()
         except Unavailable as error:
             logger.warning("waiting for the TEE provider", extra={"reason": str(error)})
             await anyio.sleep(TEE_RETRY_S)
 
 
 def _nonces_per_wallet(settings: Settings) -> int:
-    """How many nonces one wallet can have used while they are remembered, at its rate limit; no bound without one."""
+    """How many nonces one wallet can have used while they are remembered: by its rate limit, else by a fixed bound."""
     remembered_min = 2 * settings.pop_max_age_seconds / 60
-    return math.ceil((1 + remembered_min) * settings.identity_rate_limit_per_minute) or sys.maxsize
+    return math.ceil((1 + remembered_min) * settings.identity_rate_limit_per_minute) or UNLIMITED_NONCES
 
 
 def bind(address: BindAddress) -> socket.socket:

@@ -1,13 +1,13 @@
-"""The ASGI application: routes, the rate limit in front of them, and errors to answers."""
+"""The ASGI application: the endpoints, the rate limit in front of them, and what becomes of errors."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from appliance.api.attestation import AttestationApi
 from appliance.api.errors import INTERNAL_ERROR, METHOD_NOT_ALLOWED, error_response, response_for
 from appliance.api.kms import KmsApi
 from appliance.api.limits import IngressNetworks, RateLimiter, client_key
@@ -18,23 +18,34 @@ from kmscore.errors import Rejected, Unavailable
 logger = logging.getLogger(__name__)
 
 UNKNOWN_ROUTE = (404, "not_found")
+VALUE_PREFIX = "/kms/data/"
 
 Handler = Callable[[Request], Awaitable[Response]]
+Handlers = Mapping[str, Handler]
 
 
 class AddressLimiter:
-    """The limits by client address: one for `/nonce`, one for everything else but `/health` (protocol §7)."""
+    """The limits by client address: one for `/nonce`, one for `/attestation`, one for everything else but `/health`
+    (protocol §7).
+    """
 
-    def __init__(self, requests: RateLimiter, nonces: RateLimiter, trusted_ingress: IngressNetworks) -> None:
+    def __init__(
+        self,
+        requests: RateLimiter,
+        nonces: RateLimiter,
+        attestations: RateLimiter,
+        trusted_ingress: IngressNetworks,
+    ) -> None:
         self._requests = requests
         self._nonces = nonces
+        self._of_their_own = {"/nonce": nonces, "/attestation": attestations}
         self._trusted_ingress = trusted_ingress
 
     def check(self, request: Request) -> None:
         """Raises `Rejected(RATE)`."""
         if request.scope["path"] == "/health":
             return
-        limiter = self._nonces if request.scope["path"] == "/nonce" else self._requests
+        limiter = self._of_their_own.get(request.scope["path"], self._requests)
         limiter.take(self._key(request))
 
     def give_back(self, request: Request) -> None:
@@ -45,48 +56,59 @@ class AddressLimiter:
 
     def _key(self, request: Request) -> str:
         host = request.client.host if request.client else None
-        return client_key(host, request.headers.get("x-forwarded-for"), self._trusted_ingress)
+        # Every line counts: an ingress may append one of its own to what a stranger sent.
+        return client_key(host, ",".join(request.headers.getlist("x-forwarded-for")), self._trusted_ingress)
 
 
-def build_app(public: PublicApi, kms: KmsApi, sync: SyncApi, limiter: AddressLimiter) -> ASGIApp:
-    """All routes of protocol §4-§6 behind the rate limit."""
+class Endpoints:
+    """All endpoints of protocol §4-§6 behind the rate limit.
 
-    def route(path: str, handlers: Mapping[str, Handler]) -> Route:
-        async def endpoint(request: Request) -> Response:
+    The paths are few and fixed; a key may follow one of them and hold anything, so the table is looked up as it is.
+    """
+
+    def __init__(
+        self, public: PublicApi, attestation: AttestationApi, kms: KmsApi, sync: SyncApi, limiter: AddressLimiter
+    ) -> None:
+        self._limiter = limiter
+        self._value_by_path: Handlers = {"GET": kms.get_by_path}
+        self._exact: Mapping[str, Handlers] = {
+            "/": open_to_all(public.overview),
+            "/health": open_to_all(public.health),
+            "/status": open_to_all(public.status),
+            "/nodes": open_to_all(public.nodes),
+            "/nonce": {"GET": public.nonce},
+            "/attestation": {"GET": attestation.document},
+            "/kms/derive": {"POST": kms.derive},
+            "/kms/data": {"GET": kms.get_by_query, "PUT": kms.put, "DELETE": kms.delete},
+            "/sync": {"POST": sync.sync},
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        response = await self._respond(request)
+        await response(scope, receive, send)
+
+    async def _respond(self, request: Request) -> Response:
+        try:
+            self._limiter.check(request)
+            handlers = self._handlers(request.scope["path"])
+            if handlers is None:
+                return error_response(UNKNOWN_ROUTE, "no such endpoint; GET / lists them")
             handler = handlers.get(request.method)
             if handler is None:
                 allowed = ", ".join(sorted(handlers))
                 return error_response(METHOD_NOT_ALLOWED, f"use {allowed}", {"Allow": allowed})
-            try:
-                limiter.check(request)
-                return await handler(request)
-            except (Rejected, Unavailable) as error:
-                return response_for(error)
+            return await handler(request)
+        except (Rejected, Unavailable) as error:
+            return response_for(error)
 
-        made = Route(path, endpoint)
-        # Every method comes to the endpoint, so that its refusal can name all that the path has.
-        made.methods = None
-        return made
+    def _handlers(self, path: str) -> Handlers | None:
+        return self._value_by_path if path.startswith(VALUE_PREFIX) else self._exact.get(path)
 
-    def open_to_all(handler: Handler) -> Mapping[str, Handler]:
-        return {"GET": handler, "HEAD": handler}
 
-    router = Router(
-        routes=[
-            route("/", open_to_all(public.overview)),
-            route("/health", open_to_all(public.health)),
-            route("/status", open_to_all(public.status)),
-            route("/nodes", open_to_all(public.nodes)),
-            route("/nonce", {"GET": public.nonce}),
-            route("/kms/derive", {"POST": kms.derive}),
-            route("/kms/data", {"GET": kms.get_by_query, "PUT": kms.put, "DELETE": kms.delete}),
-            route("/kms/data/{key:path}", {"GET": kms.get_by_path}),
-            route("/sync", {"POST": sync.sync}),
-        ],
-        redirect_slashes=False,
-        default=error_response(UNKNOWN_ROUTE, "no such endpoint; GET / lists them"),
-    )
-    return ErrorBoundary(router)
+def open_to_all(handler: Handler) -> Handlers:
+    """A public endpoint also answers HEAD, which load balancers ask with."""
+    return {"GET": handler, "HEAD": handler}
 
 
 class ErrorBoundary:

@@ -8,12 +8,12 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import anyio
 from starlette.responses import Response
 
 from appliance.api.errors import response_for
 from appliance.auth.envelopes import EnvelopeGate, encode_inner
 from appliance.auth.pop import PopVerifier, VerifiedPop
+from appliance.cluster.replica import Replica
 from appliance.tee.port import TeeProvider
 from kmscore.envelope import TeePublicKey
 from kmscore.errors import Rejected, Unavailable
@@ -47,13 +47,13 @@ class Answerer:
     """Signs and seals what goes back to authenticated callers."""
 
     def __init__(
-        self, *, wallet: str, tee: TeeProvider, gate: EnvelopeGate, pop: PopVerifier, write_lock: anyio.Lock
+        self, *, wallet: str, tee: TeeProvider, gate: EnvelopeGate, pop: PopVerifier, replica: Replica
     ) -> None:
         self._wallet = wallet
         self._tee = tee
         self._gate = gate
         self._pop = pop
-        self._write_lock = write_lock
+        self._replica = replica
 
     async def answer(
         self,
@@ -77,7 +77,7 @@ class Answerer:
         if isinstance(operation, Reading):
             envelope = await self._gate.seal(inner_text(operation.inner), key, label)
         else:
-            async with self._write_lock:
+            async with self._replica.writing():
                 planned = operation.plan()
                 envelope = await self._gate.seal(inner_text(planned), key, label)
                 done = operation.apply()

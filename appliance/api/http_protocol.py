@@ -1,17 +1,22 @@
 """uvicorn's HTTP/1.1 protocol with the bounds that it leaves open.
 
-A connection gets so many bytes and seconds to complete a request's headers, and there are only so many connections;
-without these a stranger who drips headers holds memory and descriptors for ever.
+A connection gets so many bytes and seconds to complete a request's headers, seconds to end a body that nobody waits for
+any more, and there are only so many connections, in all and from one address. Without these a stranger who drips bytes
+holds memory and descriptors for ever.
 """
 
 from asyncio import BaseTransport, TimerHandle
+from collections import Counter
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_DEADLINE_S = 15.0
+# How long the rest of a body may still come after its request has been answered: closing at once would lose the answer.
+LINGER_S = 5.0
 MAX_CONNECTIONS = 4096
+MAX_CONNECTIONS_PER_ADDRESS = 512
 
 _BAD_REQUEST_BODY = b'{"code":"bad_request","message":"not a valid HTTP/1.1 request within the limits"}'
 _BAD_REQUEST = (
@@ -20,59 +25,96 @@ _BAD_REQUEST = (
 )
 
 
-class BoundedHttpProtocol(HttpToolsProtocol):
-    """One connection. What exceeds a bound is answered 400, or closed when it is merely slow."""
+class ConnectionCounter:
+    """Connections by client address; those without one and those from loopback come through an ingress."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._in_head = True
-        self._head_bytes = 0
-        self._head_timer: TimerHandle | None = None
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
 
-    def connection_made(self, transport: BaseTransport) -> None:
-        super().connection_made(transport)  # type: ignore[arg-type]
-        if len(self.connections) > MAX_CONNECTIONS:
+    def enter(self, host: str) -> bool:
+        """Count a connection; whether it is within the limit."""
+        self._open[host] += 1
+        return self._open[host] <= MAX_CONNECTIONS_PER_ADDRESS or host in ("", "127.0.0.1", "::1")
+
+    def leave(self, host: str) -> None:
+        self._open[host] -= 1
+        if not self._open[host]:
+            del self._open[host]
+
+
+def bounded_http_protocol() -> type[HttpToolsProtocol]:
+    """The protocol class of one server; its connections share a counter."""
+    counter = ConnectionCounter()
+
+    class BoundedHttpProtocol(HttpToolsProtocol):
+        """One connection. What exceeds a bound is answered 400, or closed when it is merely slow."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._in_head = True
+            self._head_bytes = 0
+            self._timer: TimerHandle | None = None
+
+        def connection_made(self, transport: BaseTransport) -> None:
+            super().connection_made(transport)  # type: ignore[arg-type]
+            allowed = counter.enter(self._host())
+            if not allowed or len(self.connections) > MAX_CONNECTIONS:
+                self.transport.close()
+            else:
+                self._close_after(HEAD_DEADLINE_S)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            counter.leave(self._host())
+            self._stop_timer()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self._in_head:
+                self._head_bytes += len(data)
+                if self._timer is None:
+                    self._close_after(HEAD_DEADLINE_S)
+            super().data_received(data)
+            # The parser keeps an unfinished header to itself, so what it was fed is counted, too.
+            if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response("")
+
+        def on_headers_complete(self) -> None:
+            self._in_head = False
+            self._stop_timer()
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            super().on_message_complete()
+            self._in_head = True
+            self._head_bytes = 0
+            if self.cycle.response_complete:
+                # The keep-alive timer that the answer started is gone: every byte of the body's rest unset it.
+                self._stop_timer()
+                self._close_after(HEAD_DEADLINE_S)
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if not self._in_head and not self.transport.is_closing():
+                self._close_after(LINGER_S)
+
+        def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the parser's words, which could echo input
+            self.transport.write(_BAD_REQUEST)
             self.transport.close()
-        else:
-            self._start_head_timer()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_head_timer()
-        super().connection_lost(exc)
+        def _host(self) -> str:
+            return self.client[0] if self.client else ""
 
-    def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_timer is None:
-                self._start_head_timer()
-        super().data_received(data)
-        # The parser keeps an unfinished header to itself, so what it was fed is counted, too.
-        if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response("")
+        def _close_after(self, delay_s: float) -> None:
+            self._timer = self.loop.call_later(delay_s, self._overdue)
 
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        self._stop_head_timer()
-        super().on_headers_complete()
+        def _stop_timer(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
-    def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._in_head = True
-        self._head_bytes = 0
+        def _overdue(self) -> None:
+            self._timer = None
+            if not self.transport.is_closing():
+                self.transport.close()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the parser's words, which could echo input
-        self.transport.write(_BAD_REQUEST)
-        self.transport.close()
-
-    def _start_head_timer(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_DEADLINE_S, self._head_overdue)
-
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _head_overdue(self) -> None:
-        self._head_timer = None
-        if self._in_head and not self.transport.is_closing():
-            self.transport.close()
+    return BoundedHttpProtocol

@@ -1,14 +1,13 @@
 """The app endpoints, `/kms/*` (protocol §4). The order of checks of protocol §5 reads top to bottom in `_serve`."""
 
 import base64
-import binascii
 from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.api.bodies import check_body_headers, discard_body, read_body
+from appliance.api.bodies import BodyBudget, check_body_headers, discard_body, read_body
 from appliance.api.exchange import APP_SIGNATURE_HEADER, Answerer, Change, Reading
 from appliance.api.limits import RateLimiter
 from appliance.auth.apps import AppAuthorizer
@@ -44,6 +43,7 @@ class KmsApi:
         replica: Replica,
         clock: Clock,
         wallet_limiter: RateLimiter,
+        budget: BodyBudget,
         give_back: Callable[[Request], None],
         max_body_bytes: int,
     ) -> None:
@@ -56,6 +56,7 @@ class KmsApi:
         self._replica = replica
         self._clock = clock
         self._wallet_limiter = wallet_limiter
+        self._budget = budget
         self._give_back = give_back
         self._max_body_bytes = max_body_bytes
 
@@ -90,21 +91,18 @@ class KmsApi:
         except Rejected:
             await discard_body(request, self._max_body_bytes)
             raise
-        body = await read_body(request, self._max_body_bytes)
-        self._pop.consume(pop)
-        self._give_back(request)
 
         async def opened() -> tuple[Inner, str | None]:
-            request_ = await self._gate.open_request(parse_envelope(body), caller.tee_pubkey, pop.nonce)
-            return request_.inner, request_.label
+            with self._budget.share_of(pop.wallet) as share:
+                body = await read_body(request, self._max_body_bytes, share)
+                inside = await self._gate.open_request(parse_envelope(body), caller.tee_pubkey, pop.nonce)
+                return inside.inner, inside.label
 
         return await self._carry_out(pop, caller, opened, operation)
 
     async def _serve(self, request: Request, operation: Operation) -> Response:
         self._availability.require()
         pop, caller = await self._admit(request)
-        self._pop.consume(pop)
-        self._give_back(request)
 
         async def without_body() -> tuple[Inner, str | None]:
             return {}, None
@@ -112,10 +110,14 @@ class KmsApi:
         return await self._carry_out(pop, caller, without_body, operation)
 
     async def _admit(self, request: Request) -> tuple[VerifiedPop, AuthorizedInstance]:
-        """Headers and their syntax → timestamp → nonce → signer → hint → registry. Nothing is changed by it."""
+        """Headers and their syntax → timestamp → nonce → signer → hint → registry → nonce unused.
+
+        Using the nonce up is its only effect, and comes before the body: one proof opens one body.
+        """
         pop = self._pop.verify(PopKind.APP, parse_pop_headers(request.headers.raw, APP_HEADERS))
         caller = await self._authorizer.authorize(pop.wallet)
-        self._wallet_limiter.take(pop.wallet)
+        self._pop.consume(pop)
+        self._give_back(request)
         return pop, caller
 
     async def _carry_out(
@@ -125,8 +127,9 @@ class KmsApi:
         opened: Callable[[], Awaitable[tuple[Inner, str | None]]],
         operation: Operation,
     ) -> Response:
-        """Sender key → decrypt → operation → sealed answer; from here on refusals are signed."""
+        """Rate → body → sender key → decrypt → operation → sealed answer; from here on refusals are signed."""
         try:
+            self._wallet_limiter.take(pop.wallet)
             inner, label = await opened()
             return await self._answerer.answer(
                 operation(caller, inner),
@@ -155,6 +158,7 @@ class KmsApi:
         ttl_ms = integer_member(inner, "ttl_ms", 0)
         if ttl_ms < 0:
             raise bad_field("ttl_ms must not be negative")
+        generation = self._keys.generation
         ciphertext = self._replica.encrypt(caller.app_id, value)
         now_ms = self._clock.now_ms()
         store = self._replica.store
@@ -162,10 +166,14 @@ class KmsApi:
         def answer(updated_at_ms: int) -> Inner:
             return {"app_id": caller.app_id, "key": key, "updated_at_ms": updated_at_ms}
 
-        return Change(
-            plan=lambda: answer(store.plan_put(caller.app_id, key, len(ciphertext), ttl_ms, now_ms)),
-            apply=lambda: answer(store.put(caller.app_id, key, ciphertext, ttl_ms, now_ms)),
-        )
+        def plan() -> Inner:
+            self._keys.require_generation(generation)
+            return answer(store.plan_put(caller.app_id, key, len(ciphertext), ttl_ms, now_ms))
+
+        def apply() -> Inner:
+            return answer(store.put(caller.app_id, key, ciphertext, ttl_ms, now_ms))
+
+        return Change(plan, apply)
 
     def _delete(self, caller: AuthorizedInstance, inner: Inner) -> Change:
         key = text_member(inner, "key")
@@ -223,14 +231,18 @@ def integer_member(inner: Inner, name: str, default: int, *, decimal_text: bool 
 
 
 def base64_member(inner: Inner, name: str) -> bytes:
-    """Standard base64 with padding, decoded strictly. Raises `Rejected(BAD_FIELD)`."""
-    value = inner.get(name)
-    if not isinstance(value, str):
+    """Standard base64 with padding, decoded strictly: one text for each value. Raises `Rejected(BAD_FIELD)`."""
+    text = inner.get(name)
+    if not isinstance(text, str):
         raise bad_field(f"{name} must be a base64 string")
     try:
-        return base64.b64decode(value.encode("ascii"), validate=True)
-    except (UnicodeEncodeError, binascii.Error) as error:
+        value = base64.b64decode(text, validate=True)
+    except ValueError as error:  # binascii.Error is one, and so is what characters outside ASCII raise
         raise bad_field(f"{name} is not standard base64 with padding") from error
+    # The decoder takes excess padding and stray bits at the end.
+    if base64.b64encode(value).decode() != text:
+        raise bad_field(f"{name} is not standard base64 with padding")
+    return value
 
 
 def keys_of_path(raw_path: bytes) -> list[str]:

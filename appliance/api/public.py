@@ -60,6 +60,7 @@ class PublicApi:
                     "GET /status": "this node, its cluster and its store",
                     "GET /nodes": "the cluster's nodes as this node knows them",
                     "GET /nonce": "a nonce for one proof of possession",
+                    "GET /attestation": "this node's attestation document; ?nonce= of at most 64 bytes, hex or base64",
                     "POST /kms/derive": "derive a key of the calling app",
                     "PUT /kms/data": "store a value",
                     "GET /kms/data/{key}": "read a value",
@@ -118,7 +119,7 @@ class PublicApi:
     def _describe(self, peer: Peer) -> dict[str, object]:
         probe = self._peers.probe_of(peer.wallet)
         described: dict[str, object] = {
-            "operator": peer.operator,
+            "operator": peer.wallet,
             "instance": {
                 "instance_id": peer.instance_id,
                 "app_id": peer.app_id,

@@ -1,12 +1,13 @@
 """The peer endpoint, `POST /sync` (protocol §5). The protocol's order of checks reads top to bottom in `sync`."""
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.api.bodies import check_body_headers, discard_body, read_body
+from appliance.api.bodies import BodyBudget, check_body_headers, discard_body, read_body
 from appliance.api.exchange import PEER_SIGNATURE_HEADER, Answerer, Change, Reading
 from appliance.api.limits import RateLimiter
 from appliance.auth.envelopes import EnvelopeGate
@@ -24,10 +25,13 @@ from appliance.cluster.peers import Peer, PeerCache
 from appliance.cluster.push import Pusher
 from appliance.cluster.replica import Replica
 from appliance.cluster.snapshot import SnapshotServer
+from appliance.log import short
 from kmscore.envelope import parse_envelope
 from kmscore.errors import Reason, Rejected, Unavailable
 from kmscore.mac import MacVerdict, check_mac
 from kmscore.pop import PopKind, parse_wallet
+
+logger = logging.getLogger(__name__)
 
 Inner = dict[str, object]
 Handler = Callable[[Peer, Inner], Awaitable[Reading | Change]]
@@ -51,6 +55,7 @@ class SyncApi:
         secrets: SecretServer,
         pusher: Pusher,
         wallet_limiter: RateLimiter,
+        budget: BodyBudget,
         give_back: Callable[[Request], None],
         max_body_bytes: int,
     ) -> None:
@@ -65,6 +70,7 @@ class SyncApi:
         self._secrets = secrets
         self._pusher = pusher
         self._wallet_limiter = wallet_limiter
+        self._budget = budget
         self._give_back = give_back
         self._max_body_bytes = max_body_bytes
         self._announcement: Final[Inner] = {"ext": list(EXTENSIONS), "boot_id": boot_id}
@@ -84,41 +90,47 @@ class SyncApi:
         except Rejected:
             await discard_body(request, self._max_body_bytes)
             raise
-        body = await read_body(request, self._max_body_bytes)
-        self._pop.consume(pop)
-        self._give_back(request)
         try:
-            envelope = parse_envelope(body)
-            verdict = self._mac_verdict(envelope.canonical, request.headers.get("x-sync-signature"))
-            opened = await self._gate.open_request(envelope, peer.tee_pubkey, pop.nonce)
-            message_type = opened.inner.get("type")
-            # Old nodes send master_secret_request with whatever they take for a key: they have none yet (protocol §5).
-            if verdict is not MacVerdict.VALID and message_type != MASTER_SECRET_REQUEST:
-                raise Rejected(Reason.MAC, "X-Sync-Signature is absent or wrong")
-            self._check_sender_wallet(opened.inner, pop)
-            handler = self._handlers.get(message_type) if isinstance(message_type, str) else None
-            if handler is None:
-                raise Rejected(Reason.BAD_FIELD, f"type must be one of {', '.join(self._handlers)}")
-            response = await self._answerer.answer(
-                await handler(peer, opened.inner),
-                pop=pop,
-                key=peer.tee_pubkey,
-                label=opened.label,
-                signature_header=PEER_SIGNATURE_HEADER,
-                extra=self._announcement,
-            )
+            with self._budget.share_of(pop.wallet) as share:
+                response = await self._answer(request, pop, peer, share)
         except (Rejected, Unavailable) as error:
             return await self._answerer.refuse(error, pop=pop, signature_header=PEER_SIGNATURE_HEADER)
         self._pusher.note_contact()
         return response
 
+    async def _answer(self, request: Request, pop: VerifiedPop, peer: Peer, share: Callable[[int], None]) -> Response:
+        self._wallet_limiter.take(pop.wallet)
+        envelope = parse_envelope(await read_body(request, self._max_body_bytes, share))
+        verdict = self._mac_verdict(envelope.canonical, request.headers.get("x-sync-signature"))
+        opened = await self._gate.open_request(envelope, peer.tee_pubkey, pop.nonce)
+        message_type = opened.inner.get("type")
+        # Old nodes send master_secret_request with whatever they take for a key: they have none yet (protocol §5).
+        if verdict is not MacVerdict.VALID and message_type != MASTER_SECRET_REQUEST:
+            raise Rejected(Reason.MAC, "X-Sync-Signature is absent or wrong")
+        self._check_sender_wallet(opened.inner, pop)
+        handler = self._handlers.get(message_type) if isinstance(message_type, str) else None
+        if handler is None:
+            raise Rejected(Reason.BAD_FIELD, f"type must be one of {', '.join(self._handlers)}")
+        return await self._answerer.answer(
+            await handler(peer, opened.inner),
+            pop=pop,
+            key=peer.tee_pubkey,
+            label=opened.label,
+            signature_header=PEER_SIGNATURE_HEADER,
+            extra=self._announcement,
+        )
+
     def _admit(self, request: Request) -> tuple[VerifiedPop, Peer]:
-        """Headers and their syntax → timestamp → nonce → signer → hint → peer cache, and not ourselves."""
+        """Headers and their syntax → timestamp → nonce → signer → hint → peer cache, and not ourselves → nonce unused.
+
+        Using the nonce up is its only effect, and comes before the body: one proof opens one body.
+        """
         pop = self._pop.verify(PopKind.PEER, parse_pop_headers(request.headers.raw, PEER_HEADERS))
         if pop.wallet == self._own_wallet:
             raise Rejected(Reason.NOT_AUTHORIZED, "a node is not its own peer")
         peer = self._peers.verify_kms_peer(pop.wallet)
-        self._wallet_limiter.take(pop.wallet)
+        self._pop.consume(pop)
+        self._give_back(request)
         return pop, peer
 
     def _mac_verdict(self, canonical: bytes, mac: str | None) -> MacVerdict:
@@ -137,6 +149,15 @@ class SyncApi:
 
     async def _delta(self, peer: Peer, inner: Inner) -> Change:
         incoming = await self._replica.check_incoming(inner.get("data"))
+        if incoming.refused:
+            logger.warning(
+                "records of a delta refused",
+                extra={
+                    "peer": short(peer.wallet),
+                    "rejected": incoming.refused.total(),
+                    "reason": sorted(incoming.refused),
+                },
+            )
         return Change(
             plan=lambda: self._replica.evaluate(incoming).as_answer(),
             apply=lambda: self._replica.merge(incoming, peer.wallet).as_answer(),

@@ -29,6 +29,10 @@ class LabelMemory:
     def get(self, key: TeePublicKey) -> str:
         return self._labels.get(key.der, self._default)
 
+    def knows(self, key: TeePublicKey) -> bool:
+        """Whether something from this key has been opened: then `get` is what it uses, not a guess."""
+        return key.der in self._labels
+
     def remember(self, key: TeePublicKey, label: str | None) -> None:
         if label is None:
             return
@@ -49,8 +53,10 @@ class OpenedRequest:
 class EnvelopeGate:
     """Opens requests and answers, seals answers and requests, and remembers every nonce used between two keys."""
 
-    def __init__(self, tee: TeeProvider, nonces: EnvelopeNonces, labels: LabelMemory) -> None:
+    def __init__(self, tee: TeeProvider, nonces: EnvelopeNonces, labels: LabelMemory, *, max_items: int) -> None:
+        """`max_items` bounds the JSON inside envelopes: what its values may cost to build."""
         self._tee = tee
+        self._max_items = max_items
         self._nonces = nonces
         self.labels = labels
 
@@ -89,7 +95,7 @@ class EnvelopeGate:
         plaintext, label = await self._tee.open(envelope, registered)
         self._nonces.remember(registered.der, envelope.nonce)
         self.labels.remember(registered, label)
-        return parse_json_object(plaintext), label
+        return parse_json_object(plaintext, max_items=self._max_items), label
 
 
 def parse_sender(der: bytes) -> TeePublicKey:

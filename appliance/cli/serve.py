@@ -33,13 +33,14 @@ def serve() -> None:
     """
     settings = Settings.from_environ(os.environ)
     # Only now: the chain libraries take a second to import, and a wrong setting should not cost it.
-    from appliance.hardening import LinuxCalls, harden_process
+    from appliance.hardening import LinuxCalls, harden_process, raise_descriptor_limit
     from appliance.log import configure_logging, install_exception_hooks
     from appliance.main import serve as serve_node
 
     configure_logging(settings.log_level, settings.log_format)
     install_exception_hooks()
     harden_process(LinuxCalls(), lock_memory=settings.in_enclave)
+    raise_descriptor_limit()
     try:
         anyio.run(serve_node, settings, backend_options={"use_uvloop": True})
     except Exception as raised:

@@ -65,6 +65,7 @@ from appliance.log import short
 from appliance.tee.port import TeeProvider
 from kmscore.envelope import LABELS
 from kmscore.errors import ConfigError, Rejected, Unavailable
+from kmscore.json import MAX_ITEMS
 from kmscore.nonce import EnvelopeNonces
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class KmsClient:
         self._sleep = sleep
         self._owns_http = http is None
         self._http = http or _new_http_client(connect_timeout_s, attempt_timeout_s, tls)
-        gate = EnvelopeGate(identity, EnvelopeNonces(), LabelMemory(label))
+        gate = EnvelopeGate(identity, EnvelopeNonces(), LabelMemory(label), max_items=MAX_ITEMS)
 
         def open_session(node: NodeFacts) -> NodeSession:
             return NodeSession(

@@ -32,8 +32,19 @@ class ClusterKeys:
         self._sync_key: SecretBytes | None = None
         self._confirmed_at_ms: int | None = None
         self._ciphers: OrderedDict[int, DataCipher] = OrderedDict()
+        self._generation = 0
         self.state = SecretState.UNINITIALIZED
         self.synced_from: str | None = None
+
+    @property
+    def generation(self) -> int:
+        """How often the secret has changed: what was encrypted under another generation is unreadable now."""
+        return self._generation
+
+    def require_generation(self, generation: int) -> None:
+        """Raises `Unavailable` when the secret has been replaced since `generation` was read."""
+        if generation != self._generation:
+            raise Unavailable("the master secret has been replaced meanwhile")
 
     @property
     def initialized(self) -> bool:
@@ -126,6 +137,7 @@ class ClusterKeys:
         self._sync_key = None
         self._confirmed_at_ms = None
         self._ciphers.clear()
+        self._generation += 1
         self.state = SecretState.UNINITIALIZED
         self.synced_from = None
 

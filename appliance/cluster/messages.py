@@ -12,8 +12,11 @@ EXTENSIONS = (EXT_SNAPSHOT_PAGES,)
 # store §4: at most 500 records and 1.5 MiB a request. A body is about four times its ciphertexts (hex in JSON in hex).
 PUSH_RECORDS = 500
 PUSH_RECORD_BYTES = 360_000
+# The inner object of such a request: its hex and the envelope around it stay below 1.5 MiB.
+MAX_PUSH_INNER_BYTES = 785_000
 PAGE_RECORDS = 1_000
 PAGE_RECORD_BYTES = 1 << 20
+MAX_PAGE_INNER_BYTES = 4 << 20
 
 MAX_SMALL_ANSWER_BYTES = 256 * 1024
 MAX_PAGE_ANSWER_BYTES = 32 << 20

@@ -59,7 +59,11 @@ class NodeTick:
 
     async def run_once(self) -> None:
         """Do the steps of node §2 and set the availability; expected failures become its reason."""
-        await self._tee.refresh_identity()
+        try:
+            await self._tee.refresh_identity()
+        except Unavailable as error:
+            # Requests are answered 503 by what they need; membership and the chain's hash still want looking after.
+            logger.warning("TEE provider does not answer", extra={"reason": str(error)})
         self._availability.set(await self._decide())
         await self._peers.probe(self._identity.wallet)
 
@@ -90,10 +94,10 @@ class NodeTick:
     async def _claim(self) -> UnavailableReason:
         """The cluster has no secret: offer ours. Whoever's hash a later tick reads back has won."""
         self._keys.unconfirm()
-        if not self._keys.initialized:
-            self._keys.generate(SecretBytes(await self._tee.random_bytes(MASTER_SECRET_BYTES)))
-            self._replica.mark_complete()
         try:
+            if not self._keys.initialized:
+                self._keys.generate(SecretBytes(await self._tee.random_bytes(MASTER_SECRET_BYTES)))
+                self._replica.mark_complete()
             outcome = await self._kms_registry.set_master_secret_hash(self._keys.secret_hash, self._tee)
         except Unavailable as error:
             logger.warning("master secret hash not claimed", extra={"reason": str(error)})
@@ -113,19 +117,19 @@ class NodeTick:
             logger.warning("the chain shows another master secret than ours")
             self._keys.unconfirm()
         reason = UnavailableReason.SECRET_SYNC_FAILED
-        for peer in self._others():
+        members = self._peers.peers()
+        for peer in self._others(members):
             try:
                 extensions = await self._secret_from(peer, chain_hash)
                 if extensions is None:
                     reason = UnavailableReason.SECRET_HASH_MISMATCH
                     continue
-                await self._snapshots.pull(peer, extensions)
+                await self._snapshots.pull(peer, extensions, keep_names=False)
             except Unavailable as error:
                 logger.warning("peer cannot bring us up", extra={"peer": short(peer.wallet), "reason": str(error)})
                 continue
             self._replica.mark_complete()
-            self._pusher.note_snapshot(self._peers.peers())
-            self._pusher.note_contact()
+            self._pusher.note_snapshot(peer, members)
             return None
         return reason
 
@@ -139,17 +143,17 @@ class NodeTick:
         if self._keys.matches(chain_hash):
             handover.secret.wipe()
             return handover.extensions
-        if self._keys.initialized:
+        replaces = self._keys.initialized
+        dropped = await self._replica.replace_secret(lambda: self._keys.adopt(handover.secret, chain_hash, peer.wallet))
+        if replaces:
             # The old data is unreadable to this cluster (node §2.5).
-            dropped = self._replica.drop()
             self._pusher.reset()
             level = logging.ERROR if dropped else logging.INFO
             logger.log(level, "master secret replaced, store dropped", extra={"records": dropped})
-        self._keys.adopt(handover.secret, chain_hash, peer.wallet)
         return handover.extensions
 
-    def _others(self) -> Sequence[Peer]:
+    def _others(self, members: Sequence[Peer]) -> Sequence[Peer]:
         """The other members in random order, so that a joining crowd does not lean on one."""
-        others = [peer for peer in self._peers.peers() if peer.wallet != self._identity.wallet]
+        others = [peer for peer in members if peer.wallet != self._identity.wallet]
         self._rng.shuffle(others)
         return others

@@ -13,6 +13,7 @@ import httpx
 from appliance.auth.eligibility import authorize_peer
 from appliance.chain.types import MembershipReads
 from appliance.clock import Clock
+from appliance.http import HTTP_FAILURES
 from appliance.log import short
 from appliance.urls import parse_node_url
 from kmscore.envelope import TeePublicKey
@@ -123,6 +124,8 @@ class PeerCache:
                 zk_verified=instance.zk_verified,
                 registered_at=instance.registered_at,
             )
+        if self._refreshed_at_ms is not None and asked_at_ms < self._refreshed_at_ms:
+            return  # a refresh that was asked later has come first
         self._peers = peers
         self._probes = {wallet: probe for wallet, probe in self._probes.items() if wallet in peers}
         self._refreshed_at_ms = asked_at_ms
@@ -146,7 +149,7 @@ class PeerCache:
             with anyio.fail_after(PROBE_TIMEOUT_S):
                 async with self._http.stream("GET", f"{peer.instance_url}/status") as response:
                     code = response.status_code
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+        except (*HTTP_FAILURES, TimeoutError) as error:
             logger.info("status probe failed", extra={"peer": short(peer.wallet), "kind": type(error).__name__})
         self._probes[peer.wallet] = PeerProbe(
             status_reachable=code is not None,

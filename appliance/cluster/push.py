@@ -5,34 +5,39 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import anyio
+from anyio.abc import TaskGroup
 
 from appliance.clock import Clock
-from appliance.cluster.messages import DELTA, MAX_SMALL_ANSWER_BYTES, PUSH_RECORD_BYTES, PUSH_RECORDS
+from appliance.cluster.messages import (
+    DELTA,
+    MAX_PUSH_INNER_BYTES,
+    MAX_SMALL_ANSWER_BYTES,
+    PUSH_RECORD_BYTES,
+    PUSH_RECORDS,
+)
 from appliance.cluster.peers import Peer
-from appliance.cluster.replica import Replica, encode_records
+from appliance.cluster.replica import Entry, Replica, encode_records, fitting
 from appliance.cluster.snapshot import SnapshotClient
-from appliance.cluster.transport import PeerError, PeerRefused, PeerTransport
+from appliance.cluster.transport import PeerAnswer, PeerError, PeerRefused, PeerTransport
 from appliance.log import short
 from kmscore.errors import Unavailable
-from kmscore.store import Record
 
 logger = logging.getLogger(__name__)
 
 REQUEST_DEADLINE_S = 20.0
-# One peer's share of a sync_tick: past it the rest waits for the next tick, so that shutdown and ticks stay responsive.
+# One peer's share of one run; what is left then goes on with the next.
 PEER_DEADLINE_S = 60.0
 # Statuses that say "not this batch": it is halved until the one record that the peer refuses is alone.
 BATCH_REFUSALS = (400, 413)
-# A peer that refuses many single records refuses for a reason of its own (a full store, say): it is left alone.
+# A peer that refuses many single records refuses for a reason of its own (a full store, say): it gets a pause.
 MAX_NEW_PARKED_PER_RUN = 16
-MAX_PARKED = 256
+MAX_PARKED = 4096
 PARK_BACKOFF_MS = 30_000
 MAX_PARK_BACKOFF_MS = 3_600_000
-# A peer that refuses that many, or says that we are too fast, is left alone for at least this long.
 PEER_PAUSE_MS = 1_000
 MAX_PEER_PAUSE_MS = 600_000
-
-Entry = tuple[int, int, Record]  # app id, local sequence number, record
+# A peer with nothing to be sent gets an empty delta this often: it shows that both are in contact, and a new boot_id.
+IDLE_DELTA_MS = 60_000
 
 
 @dataclass(slots=True)
@@ -51,9 +56,14 @@ class PeerProgress:
     acked_seq: int = 0
     # True for peers that were members when our snapshot came: they have what it brought (store §4).
     has_snapshot: bool = False
+    # True for the one that gave it to us.
+    gave_snapshot: bool = False
+    # After a restart of the peer nothing up to here is left out as its own or as known: it may have lost it.
+    resend_upto_seq: int = 0
     boot_id: str | None = None
     extensions: frozenset[str] = frozenset()
     parked: dict[tuple[int, str], Parked] = field(default_factory=dict)
+    last_exchange_ms: int | None = None
     failures: int = 0
     not_before_ms: int = 0
     last_error: str | None = None
@@ -63,13 +73,23 @@ class PeerProgress:
         """Up to here the peer has everything: acknowledged, and nothing parked before it."""
         return min([self.acked_seq, *(parked.seq - 1 for parked in self.parked.values())])
 
+    def holds(self, entry: Entry) -> bool:
+        """Whether exactly this change is parked."""
+        app_id, seq, record = entry
+        parked = self.parked.get((app_id, record.key))
+        return parked is not None and parked.seq == seq
+
 
 class PeerRefusesRecords(PeerError):
     """The peer refuses so many single records that the cause is the peer."""
 
 
+class PeerRestarted(PeerError):
+    """The peer's boot id changed: it has forgotten what it acknowledged."""
+
+
 class Pusher:
-    """Pushes to every peer concurrently; one slow or dead peer delays no other."""
+    """Pushes to every peer in a task of its own; one slow or dead peer delays no other."""
 
     def __init__(
         self,
@@ -88,18 +108,24 @@ class Pusher:
         self._clock = clock
         self._isolation_ms = isolation_ms
         self._progress: dict[str, PeerProgress] = {}
+        self._in_flight: set[str] = set()
         self._last_contact_ms = clock.monotonic_ms()
+        self._isolated = False
 
     # --- facts that others report ---
 
     def note_contact(self) -> None:
-        """A peer was spoken to, or spoke to us, with success."""
+        """A peer was spoken to, or spoke to us, with success. Contact after long isolation does not undo it."""
+        self._notice_isolation()
         self._last_contact_ms = self._clock.monotonic_ms()
 
-    def note_snapshot(self, peers: Iterable[Peer]) -> None:
-        """Our snapshot is complete: these members have what it brought and need not be sent it."""
-        for peer in peers:
+    def note_snapshot(self, giver: Peer, members: Iterable[Peer]) -> None:
+        """Our snapshot is complete: those who were members when it began need not be sent what it brought."""
+        for peer in members:
             self._of(peer).has_snapshot = True
+        self._of(giver).gave_snapshot = True
+        self._isolated = False
+        self._last_contact_ms = self._clock.monotonic_ms()
 
     def reset(self) -> None:
         """The store was dropped: nothing is acknowledged by anyone."""
@@ -117,65 +143,105 @@ class Pusher:
 
     # --- the push itself ---
 
-    async def push(self, peers: Sequence[Peer], *, deadline_s: float = PEER_DEADLINE_S) -> None:
-        """Push to all of `peers` but ourselves, each within `deadline_s`. A failing peer is logged, never raised."""
+    async def push(self, peers: Sequence[Peer], group: TaskGroup, *, deadline_s: float = PEER_DEADLINE_S) -> None:
+        """Start a push to each of `peers` but ourselves in `group` and return; one that still runs is left to run.
+
+        After long isolation nothing is pushed before a peer's snapshot has been taken over (store §1). A failing peer
+        is logged, never raised.
+        """
         others = [peer for peer in peers if peer.wallet != self._own_wallet]
         members = frozenset(peer.wallet for peer in others)
         self._transport.forget_departed(members)
         self._progress = {wallet: progress for wallet, progress in self._progress.items() if wallet in members}
-        if others and self._clock.monotonic_ms() - self._last_contact_ms > self._isolation_ms:
-            await self._reconcile(others)
-        async with anyio.create_task_group() as group:
-            for peer in others:
+        self._notice_isolation()
+        if self._isolated and others and not await self._reconcile(others):
+            return
+        for peer in others:
+            if peer.wallet not in self._in_flight:
+                self._in_flight.add(peer.wallet)
                 group.start_soon(self._push_within, peer, deadline_s)
 
     async def _push_within(self, peer: Peer, deadline_s: float) -> None:
         progress = self._of(peer)
-        if self._clock.monotonic_ms() < progress.not_before_ms:
-            return
         try:
-            with anyio.move_on_after(deadline_s):
+            if self._clock.monotonic_ms() < progress.not_before_ms:
+                return
+            with anyio.fail_after(deadline_s):
                 await self._push_to(peer, progress)
-        except Unavailable as error:
-            progress.failures += 1
-            progress.last_error = str(error)
-            if isinstance(error, PeerRefusesRecords) or (isinstance(error, PeerRefused) and error.status == 429):
-                pause_ms = min(PEER_PAUSE_MS * 2 ** min(progress.failures, 16), MAX_PEER_PAUSE_MS)
-                pause_ms = max(pause_ms, round(error.retry_after_s * 1000))
-                progress.not_before_ms = self._clock.monotonic_ms() + pause_ms
-            logger.warning("push failed", extra={"peer": short(peer.wallet), "reason": str(error)})
+        except (Unavailable, TimeoutError) as error:
+            self._note_failure(peer, progress, error)
         else:
             progress.failures = 0
             progress.last_error = None
+        finally:
+            self._in_flight.discard(peer.wallet)
+
+    def _note_failure(self, peer: Peer, progress: PeerProgress, error: Exception) -> None:
+        progress.failures += 1
+        progress.last_error = str(error) if isinstance(error, Unavailable) else "not finished in time"
+        if isinstance(error, PeerRefusesRecords) or (isinstance(error, PeerRefused) and error.status == 429):
+            pause_ms = min(PEER_PAUSE_MS * 2 ** min(progress.failures, 16), MAX_PEER_PAUSE_MS)
+            pause_ms = max(pause_ms, round(error.retry_after_s * 1000))
+            progress.not_before_ms = self._clock.monotonic_ms() + pause_ms
+        logger.warning("push failed", extra={"peer": short(peer.wallet), "reason": progress.last_error})
 
     async def _push_to(self, peer: Peer, progress: PeerProgress) -> None:
-        await self._retry_parked(peer, progress)
+        try:
+            await self._push_log(peer, progress)
+            await self._retry_parked(peer, progress)
+            if self._idle(progress):
+                await self._exchange(peer, progress, [])
+        except PeerRestarted:
+            await self._push_log(peer, progress)
+
+    async def _push_log(self, peer: Peer, progress: PeerProgress) -> None:
+        """Send what lies beyond the acknowledged sequence number; it moves with every part that is settled."""
+        new_parked: list[Entry] = []
         done = False
         while not done:
-            boot_id = progress.boot_id
+            known = progress.acked_seq >= progress.resend_upto_seq
             batch = self._replica.store.since(
                 progress.acked_seq,
                 limit_records=PUSH_RECORDS,
                 limit_bytes=PUSH_RECORD_BYTES,
-                exclude_source=peer.wallet,
-                exclude_snapshot=progress.has_snapshot,
+                exclude_source=peer.wallet if known else None,
+                exclude_snapshot=progress.has_snapshot and known,
             )
-            refused: list[Entry] = []
-            if batch.records:
-                await self._deliver(peer, progress, batch.records, refused)
-            if boot_id is not None and progress.boot_id != boot_id:
-                continue  # the peer restarted meanwhile: begin again from nothing acknowledged
-            for entry in refused:
-                self._park(progress, *entry)
-            progress.acked_seq = batch.next_seq
+            waiting = [entry for entry in batch.records if not progress.holds(entry)]
+            entries = fitting(waiting, MAX_PUSH_INNER_BYTES)
+            if entries:
+                await self._deliver(peer, progress, entries, new_parked)
+            if len(entries) < len(waiting):
+                continue
+            progress.acked_seq = max(progress.acked_seq, batch.next_seq)
             done = batch.done
 
     async def _deliver(
-        self, peer: Peer, progress: PeerProgress, entries: Sequence[Entry], refused: list[Entry]
+        self, peer: Peer, progress: PeerProgress, entries: Sequence[Entry], new_parked: list[Entry]
     ) -> None:
-        """Send these records, halving what the peer refuses; single records that it does not take join `refused`.
+        """Send these records in order, halving what the peer refuses; single records that it does not take are parked.
 
         Raises `PeerRefusesRecords` when there are too many of those, and whatever the exchange raises.
+        """
+        if await self._exchange(peer, progress, entries):
+            progress.acked_seq = max(progress.acked_seq, entries[-1][1])
+        elif len(entries) > 1:
+            middle = len(entries) // 2
+            await self._deliver(peer, progress, entries[:middle], new_parked)
+            await self._deliver(peer, progress, entries[middle:], new_parked)
+        else:
+            if len(progress.parked) >= MAX_PARKED:
+                raise PeerRefusesRecords("the peer refuses too many records")
+            self._park(peer, progress, entries[0])
+            progress.acked_seq = max(progress.acked_seq, entries[0][1])
+            new_parked.append(entries[0])
+            if len(new_parked) > MAX_NEW_PARKED_PER_RUN:
+                raise PeerRefusesRecords("the peer refuses many records")
+
+    async def _exchange(self, peer: Peer, progress: PeerProgress, entries: Sequence[Entry]) -> bool:
+        """Send one delta; whether the peer took all of it.
+
+        Raises `PeerRestarted` when the answer shows that the peer has forgotten what it acknowledged.
         """
         try:
             answer = await self._transport.exchange(
@@ -185,25 +251,18 @@ class Pusher:
                 limit_bytes=MAX_SMALL_ANSWER_BYTES,
             )
         except PeerRefused as refusal:
-            if refusal.status not in BATCH_REFUSALS:
+            if refusal.status not in BATCH_REFUSALS or not entries:
                 raise
-        else:
-            self.note_contact()
-            progress.extensions = answer.extensions
-            self._note_boot_id(peer, progress, answer.boot_id)
-            # Older peers answer only status and merged: an absent count means none (store §4).
-            if answer.inner.get("rejected", 0) == 0:
-                return
-        if len(entries) > 1:
-            middle = len(entries) // 2
-            await self._deliver(peer, progress, entries[:middle], refused)
-            await self._deliver(peer, progress, entries[middle:], refused)
-            return
-        refused.extend(entries)
-        if len(refused) > MAX_NEW_PARKED_PER_RUN or len(progress.parked) + len(refused) > MAX_PARKED:
-            raise PeerRefusesRecords("the peer refuses too many records")
+            return False
+        progress.last_exchange_ms = self._clock.monotonic_ms()
+        progress.extensions = answer.extensions
+        self.note_contact()
+        self._check_boot_id(peer, progress, answer)
+        # Older peers answer only status and merged: an absent count means none (store §4).
+        return answer.inner.get("rejected", 0) == 0
 
     async def _retry_parked(self, peer: Peer, progress: PeerProgress) -> None:
+        """Try again what is due, each on its own; a failure postpones it like a refusal."""
         now_ms = self._clock.monotonic_ms()
         for (app_id, key), parked in list(progress.parked.items()):
             if parked.retry_at_ms > now_ms:
@@ -213,49 +272,64 @@ class Pusher:
                 # Gone, or changed since and therefore further along in the log: the ordinary push carries it.
                 del progress.parked[app_id, key]
                 continue
-            refused: list[Entry] = []
-            await self._deliver(peer, progress, found, refused)
-            if refused:
-                self._park(progress, *found[0])
-            else:
+            self._park(peer, progress, found[0])
+            if await self._exchange(peer, progress, found):
                 progress.parked.pop((app_id, key), None)
 
-    def _park(self, progress: PeerProgress, app_id: int, seq: int, record: Record) -> None:
+    def _park(self, peer: Peer, progress: PeerProgress, entry: Entry) -> None:
+        app_id, seq, record = entry
         before = progress.parked.get((app_id, record.key))
-        attempts = 1 if before is None else before.attempts + 1
+        attempts = 1 if before is None or before.seq != seq else before.attempts + 1
         pause_ms = min(PARK_BACKOFF_MS * 2 ** min(attempts - 1, 10), MAX_PARK_BACKOFF_MS)
         progress.parked[app_id, record.key] = Parked(seq, attempts, self._clock.monotonic_ms() + pause_ms)
+        if before is None:
+            logger.warning("record parked: the peer refuses it", extra={"peer": short(peer.wallet), "seq": seq})
 
-    def _note_boot_id(self, peer: Peer, progress: PeerProgress, boot_id: str | None) -> None:
-        if boot_id is None or boot_id == progress.boot_id:
+    def _check_boot_id(self, peer: Peer, progress: PeerProgress, answer: PeerAnswer) -> None:
+        before, progress.boot_id = progress.boot_id, answer.boot_id or progress.boot_id
+        if before is None or before == progress.boot_id:
             return
-        if progress.boot_id is not None:
-            logger.warning("peer restarted: nothing is acknowledged", extra={"peer": short(peer.wallet)})
-            progress.acked_seq = 0
-            progress.has_snapshot = False
-            progress.parked.clear()
-        progress.boot_id = boot_id
+        logger.warning("peer restarted: nothing is acknowledged", extra={"peer": short(peer.wallet)})
+        progress.acked_seq = 0
+        progress.resend_upto_seq = self._replica.store.last_seq
+        progress.parked.clear()
+        raise PeerRestarted("the peer restarted")
 
-    async def _reconcile(self, peers: Sequence[Peer]) -> None:
-        """After long isolation: take over what the cluster has, and drop what it has deleted and forgotten (store §1).
+    def _idle(self, progress: PeerProgress) -> bool:
+        last_ms = progress.last_exchange_ms
+        return last_ms is None or self._clock.monotonic_ms() - last_ms >= IDLE_DELTA_MS
 
-        A record that a peer had acknowledged and no longer knows was deleted there and its tombstone has expired since.
-        Our own unacknowledged writes stay.
+    # --- after isolation ---
+
+    def _notice_isolation(self) -> None:
+        if self._clock.monotonic_ms() - self._last_contact_ms > self._isolation_ms:
+            self._isolated = True
+
+    async def _reconcile(self, peers: Sequence[Peer]) -> bool:
+        """Take over what the cluster has, drop what it has deleted and forgotten (store §1); whether a peer gave it.
+
+        Dropped is only what this very peer had acknowledged, in the life that now answers, and what it therefore must
+        have deleted. Our own unacknowledged writes stay, and so does everything when the peer is of a kind that may
+        forget for other reasons (one that announces nothing) or some of its records were refused.
         """
         for peer in peers:
             progress = self._of(peer)
-            acked_seq = progress.acked_seq
+            settled_seq = progress.settled_seq
             try:
-                snapshot = await self._snapshots.pull(peer, progress.extensions)
+                snapshot = await self._snapshots.pull(peer, progress.extensions, keep_names=True)
             except Unavailable as error:
                 logger.warning("reconciliation failed", extra={"peer": short(peer.wallet), "reason": str(error)})
                 continue
             forgotten = 0
-            if snapshot.refused == 0:
-                forgotten = await self._replica.forget_unnamed(acked_seq, snapshot.named)
+            same_life = snapshot.boot_id is not None and snapshot.boot_id == progress.boot_id
+            if same_life and snapshot.refused == 0:
+                unsent = progress.has_snapshot and not progress.gave_snapshot
+                forgotten = await self._replica.forget_unnamed(settled_seq, snapshot.named, exclude_snapshot=unsent)
             logger.warning("reconciled after isolation", extra={"peer": short(peer.wallet), "records": forgotten})
-            self.note_contact()
-            return
+            self._isolated = False
+            self._last_contact_ms = self._clock.monotonic_ms()
+            return True
+        return False
 
     def _of(self, peer: Peer) -> PeerProgress:
         return self._progress.setdefault(peer.wallet, PeerProgress())

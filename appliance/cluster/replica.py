@@ -1,26 +1,35 @@
 """The node's copy of the data: the store, the ciphers around it, the lock under which answer and change agree.
 
 A change is applied only after its answer is sealed (protocol §4). Everything that changes the store therefore runs
-plan → seal → apply under `write_lock`; what has no await in between never contends for it.
+plan → seal → apply under the write lock; what has no await in between never contends for it.
 """
 
+import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
 
+from appliance.auth.envelopes import encode_inner
 from appliance.clock import Clock
 from appliance.cluster.keys import ClusterKeys
-from kmscore.errors import Reason, Rejected
+from kmscore.errors import Reason, Rejected, Unavailable
 from kmscore.store import MergeOutcome, Record, RecordRefused, Store, StoreLimits, encode_record, parse_record
 
 logger = logging.getLogger(__name__)
 
+Entry = tuple[int, int, Record]  # app id, local sequence number, record
+
 # How many records are checked between two chances for other requests (about a millisecond of work).
 RECORDS_PER_SLICE = 100
 MAX_APP_ID = 2**256 - 1
+# Each app in a message costs a key derivation when its first record is checked.
+MAX_APPS_PER_MESSAGE = 20_000
+# Longer than a call to a remote TEE provider takes, which is what a change waits for behind others.
+WRITE_LOCK_DEADLINE_S = 15.0
 REFUSED_UNDECRYPTABLE = "undecryptable"
 
 
@@ -28,6 +37,7 @@ REFUSED_UNDECRYPTABLE = "undecryptable"
 class IncomingRecords:
     """Records of one delta or snapshot page that passed every check that needs no store, and why the rest did not."""
 
+    generation: int
     accepted: list[tuple[int, Record]] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
 
@@ -69,7 +79,7 @@ class Replica:
         random_bytes: Callable[[int], bytes],
     ) -> None:
         self.store = store
-        self.write_lock = anyio.Lock()
+        self._write_lock = anyio.Lock()
         self._keys = keys
         self._clock = clock
         self._limits = limits
@@ -86,22 +96,46 @@ class Replica:
     def mark_complete(self) -> None:
         self._complete = True
 
-    def drop(self) -> int:
-        """Forget every record; returns how many live ones there were."""
-        dropped = self.store.stats(self._clock.now_ms()).total_keys
-        self.store.clear()
-        self._complete = False
-        return dropped
+    async def replace_secret(self, adopt: Callable[[], None]) -> int:
+        """Forget every record, which the new secret cannot read, and adopt it; how many live ones there were.
 
-    async def forget_unnamed(self, upto_seq: int, named: set[tuple[int, str]]) -> int:
-        """Drop what is at or before `upto_seq` in the change log and not in `named`; returns how much that was."""
+        Under the write lock, so that no change made with the old secret is applied after it.
+        """
+        async with self.writing():
+            dropped = self.store.stats(self._clock.now_ms()).total_keys
+            self.store.clear()
+            self._complete = False
+            adopt()
+            return dropped
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
+        """The write lock, waited for a bounded time. Raises `Unavailable` when it cannot be had."""
+        try:
+            with anyio.fail_after(WRITE_LOCK_DEADLINE_S):
+                await self._write_lock.acquire()
+        except TimeoutError as error:
+            raise Unavailable("too many changes are waiting") from error
+        try:
+            yield
+        finally:
+            self._write_lock.release()
+
+    async def forget_unnamed(self, upto_seq: int, named: set[bytes], *, exclude_snapshot: bool) -> int:
+        """Drop what is at or before `upto_seq` in the change log and not in `named`; returns how much that was.
+
+        `named` holds `name_digest`s. With `exclude_snapshot` what came by snapshot stays.
+        """
         seq = forgotten = 0
         done = False
         while not done and seq < upto_seq:
-            batch = self.store.since(seq, limit_records=RECORDS_PER_SLICE, limit_bytes=2**62)
-            for app_id, record_seq, record in batch.records:
-                if record_seq <= upto_seq and (app_id, record.key) not in named:
-                    forgotten += self.store.forget(record_seq)
+            async with self.writing():
+                batch = self.store.since(
+                    seq, limit_records=RECORDS_PER_SLICE, limit_bytes=2**62, exclude_snapshot=exclude_snapshot
+                )
+                for app_id, record_seq, record in batch.records:
+                    if record_seq <= upto_seq and name_digest(app_id, record.key) not in named:
+                        forgotten += self.store.forget(record_seq)
             seq, done = batch.next_seq, batch.done
             await anyio.lowlevel.checkpoint()
         return forgotten
@@ -133,37 +167,47 @@ class Replica:
         """
         if not isinstance(data, dict):
             raise Rejected(Reason.MALFORMED, "data is not an object of app ids")
-        incoming = IncomingRecords()
+        if len(data) > MAX_APPS_PER_MESSAGE:
+            raise Rejected(Reason.MALFORMED, f"data holds more than {MAX_APPS_PER_MESSAGE} app ids")
+        incoming = IncomingRecords(generation=self._keys.generation)
         checked = 0
         for app_text, records in data.items():
             app_id = parse_app_id(app_text)
             if not isinstance(records, list):
                 raise Rejected(Reason.MALFORMED, "data holds something that is not a list of records")
-            cipher = self._keys.data_cipher(app_id)
             for item in records:
-                try:
-                    record = parse_record(item, self._limits)
-                    if record.value is not None:
-                        cipher.check(record.value)
-                    incoming.accepted.append((app_id, record))
-                except RecordRefused as error:
-                    incoming.refused[error.skip_reason] += 1
-                except Rejected:
-                    incoming.refused[REFUSED_UNDECRYPTABLE] += 1
+                self._check_record(app_id, item, incoming)
                 checked += 1
                 if checked % RECORDS_PER_SLICE == 0:
                     await anyio.lowlevel.checkpoint()
         return incoming
 
+    def _check_record(self, app_id: int, item: object, incoming: IncomingRecords) -> None:
+        try:
+            record = parse_record(item, self._limits)
+            if record.value is not None:
+                self._keys.data_cipher(app_id).check(record.value)
+        except RecordRefused as error:
+            incoming.refused[error.skip_reason] += 1
+        except Rejected:
+            incoming.refused[REFUSED_UNDECRYPTABLE] += 1
+        else:
+            incoming.accepted.append((app_id, record))
+
     def evaluate(self, incoming: IncomingRecords) -> MergeReport:
-        """What `merge` would report now; changes nothing."""
+        """What `merge` would report now, and raise; changes nothing."""
+        self._keys.require_generation(incoming.generation)
         now_ms = self._clock.now_ms()
         return self._report(
             incoming, [self.store.evaluate(app_id, record, now_ms) for app_id, record in incoming.accepted]
         )
 
     def merge(self, incoming: IncomingRecords, source: str, *, snapshot: bool = False) -> MergeReport:
-        """Merge checked records of peer `source` into the store."""
+        """Merge checked records of peer `source` into the store.
+
+        Raises `Unavailable` when they were checked against a master secret that has been replaced since.
+        """
+        self._keys.require_generation(incoming.generation)
         now_ms = self._clock.now_ms()
         return self._report(
             incoming,
@@ -208,3 +252,21 @@ def encode_records(records: Sequence[tuple[int, Record]]) -> dict[str, object]:
     for app_id, record in records:
         data.setdefault(str(app_id), []).append(encode_record(record))
     return dict(data)
+
+
+def fitting(entries: Sequence[Entry], limit_bytes: int) -> Sequence[Entry]:
+    """As many of the entries, from the first, as fit into an inner message of `limit_bytes`; at least one if any.
+
+    Keys and clocks count as they are written: a record can be small in the store and large on the wire.
+    """
+    size = 0
+    for position, (_, _, record) in enumerate(entries):
+        size += len(encode_inner(encode_record(record))) + 1
+        if size > limit_bytes and position:
+            return entries[:position]
+    return entries
+
+
+def name_digest(app_id: int, key: str) -> bytes:
+    """16 bytes that stand for a key of an app in a set of many."""
+    return hashlib.blake2b(f"{app_id}:{key}".encode(), digest_size=16).digest()

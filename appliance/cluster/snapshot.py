@@ -14,32 +14,39 @@ import anyio
 from appliance.cluster.messages import (
     EXT_SNAPSHOT_PAGES,
     MAX_PAGE_ANSWER_BYTES,
+    MAX_PAGE_INNER_BYTES,
     PAGE_RECORD_BYTES,
     PAGE_RECORDS,
     SNAPSHOT_PAGE_REQUEST,
     SNAPSHOT_REQUEST,
 )
 from appliance.cluster.peers import Peer
-from appliance.cluster.replica import IncomingRecords, Replica, encode_records
-from appliance.cluster.transport import PeerTransport, PeerUntrusted
+from appliance.cluster.replica import Replica, encode_records, fitting, name_digest
+from appliance.cluster.transport import PeerAnswer, PeerTransport, PeerUntrusted
 from appliance.log import short
-from kmscore.errors import Reason, Rejected
-from kmscore.store import encode_record
+from kmscore.errors import Reason, Rejected, Unavailable
+from kmscore.store import SkipReason, encode_record
 
 logger = logging.getLogger(__name__)
 
 PAGE_DEADLINE_S = 30.0
 WHOLE_DEADLINE_S = 300.0
+PULL_DEADLINE_S = 900.0
 # A body is about four times its ciphertexts; a store beyond this cannot be given in one answer.
 WIRE_FACTOR = 4
 
 
 @dataclass(slots=True)
 class PulledSnapshot:
-    """What a complete snapshot named, (app id, key) each, and how many of its records we refused."""
+    """A snapshot that came to its end: how many records it held, how many we refused, whose life it is from.
 
-    named: set[tuple[int, str]] = field(default_factory=set)
+    `named` holds a `name_digest` for each record when names were asked for.
+    """
+
+    records: int = 0
     refused: int = 0
+    boot_id: str | None = None
+    named: set[bytes] = field(default_factory=set)
 
 
 class SnapshotServer:
@@ -48,6 +55,7 @@ class SnapshotServer:
     def __init__(self, replica: Replica, *, max_answer_bytes: int) -> None:
         self._replica = replica
         self._max_answer_bytes = max_answer_bytes
+        self._giving_whole = False
 
     def page(self, inner: Mapping[str, object]) -> dict[str, object]:
         """One page. Raises `Rejected(BAD_FIELD)` for a position that is not a non-negative integer."""
@@ -55,20 +63,32 @@ class SnapshotServer:
         if not isinstance(after, int) or isinstance(after, bool) or not 0 <= after < 2**63:
             raise Rejected(Reason.BAD_FIELD, "after is not a position in the change log")
         batch = self._replica.store.since(after, limit_records=PAGE_RECORDS, limit_bytes=PAGE_RECORD_BYTES)
-        data = encode_records([(app_id, record) for app_id, _, record in batch.records])
-        return {"status": "ok", "data": data, "next": batch.next_seq, "done": batch.done}
+        entries = fitting(batch.records, MAX_PAGE_INNER_BYTES)
+        whole = len(entries) == len(batch.records)
+        data = encode_records([(app_id, record) for app_id, _, record in entries])
+        position = batch.next_seq if whole else entries[-1][1]
+        return {"status": "ok", "data": data, "next": position, "done": batch.done and whole}
 
     async def whole(self) -> dict[str, object]:
         """Every record incl. tombstones in one answer.
 
-        Raises `Rejected(TOO_LARGE)` when the answer would exceed what a node may send: such a store is joined by pages.
+        Raises `Unavailable` while another one is being made, which takes several times the store's memory, and
+        `Rejected(TOO_LARGE)` when the answer would exceed what a node may send: such a store is joined by pages.
         """
-        store = self._replica.store
+        if self._giving_whole:
+            raise Unavailable("another snapshot is being made")
+        self._giving_whole = True
+        try:
+            return {"status": "ok", "data": await self._collect()}
+        finally:
+            self._giving_whole = False
+
+    async def _collect(self) -> dict[str, list[dict[str, object]]]:
         data: dict[str, list[dict[str, object]]] = {}
         seq = size = 0
         done = False
         while not done:
-            batch = store.since(seq, limit_records=PAGE_RECORDS, limit_bytes=PAGE_RECORD_BYTES)
+            batch = self._replica.store.since(seq, limit_records=PAGE_RECORDS, limit_bytes=PAGE_RECORD_BYTES)
             for app_id, _, record in batch.records:
                 data.setdefault(str(app_id), []).append(encode_record(record))
                 size += WIRE_FACTOR * (len(record.key) + len(record.value or b"") + 128)
@@ -76,37 +96,44 @@ class SnapshotServer:
                 raise Rejected(Reason.TOO_LARGE, "the store is too large for one answer; ask for pages")
             seq, done = batch.next_seq, batch.done
             await anyio.lowlevel.checkpoint()
-        return {"status": "ok", "data": data}
+        return data
 
 
 class SnapshotClient:
     """Pulls a peer's whole store and merges it."""
 
-    def __init__(self, replica: Replica, transport: PeerTransport, *, max_answer_bytes: int) -> None:
+    def __init__(self, replica: Replica, transport: PeerTransport, *, max_answer_bytes: int, max_records: int) -> None:
         self._replica = replica
         self._transport = transport
         self._max_answer_bytes = max_answer_bytes
+        self._max_records = max_records
 
-    async def pull(self, peer: Peer, extensions: frozenset[str]) -> PulledSnapshot:
+    async def pull(self, peer: Peer, extensions: frozenset[str], *, keep_names: bool) -> PulledSnapshot:
         """Merge everything `peer` has.
 
-        Raises `PeerError` when the walk did not reach its end: what came stays merged, but is not a snapshot.
+        With `keep_names` this node has a store of its own, of which the snapshot is an update like any other; without,
+        what comes is marked as come by snapshot. Raises `PeerError` when the walk did not reach its end: what came
+        stays merged, but is not a snapshot.
         """
         snapshot = PulledSnapshot()
-        if EXT_SNAPSHOT_PAGES in extensions:
-            await self._pull_pages(peer, snapshot)
-        else:
-            answer = await self._transport.exchange(
-                peer,
-                {"type": SNAPSHOT_REQUEST},
-                deadline_s=WHOLE_DEADLINE_S,
-                limit_bytes=self._max_answer_bytes,
-            )
-            await self._merge(peer, answer.inner, snapshot)
-        logger.info("snapshot complete", extra={"peer": short(peer.wallet), "records": len(snapshot.named)})
+        try:
+            with anyio.fail_after(PULL_DEADLINE_S):
+                if EXT_SNAPSHOT_PAGES in extensions:
+                    await self._pull_pages(peer, snapshot, keep_names=keep_names)
+                else:
+                    answer = await self._transport.exchange(
+                        peer,
+                        {"type": SNAPSHOT_REQUEST},
+                        deadline_s=WHOLE_DEADLINE_S,
+                        limit_bytes=self._max_answer_bytes,
+                    )
+                    await self._merge(peer, answer, snapshot, keep_names=keep_names)
+        except TimeoutError as error:
+            raise PeerUntrusted("the snapshot does not come to an end") from error
+        logger.info("snapshot complete", extra={"peer": short(peer.wallet), "records": snapshot.records})
         return snapshot
 
-    async def _pull_pages(self, peer: Peer, snapshot: PulledSnapshot) -> None:
+    async def _pull_pages(self, peer: Peer, snapshot: PulledSnapshot, *, keep_names: bool) -> None:
         after = 0
         while True:
             answer = await self._transport.exchange(
@@ -115,7 +142,7 @@ class SnapshotClient:
                 deadline_s=PAGE_DEADLINE_S,
                 limit_bytes=MAX_PAGE_ANSWER_BYTES,
             )
-            await self._merge(peer, answer.inner, snapshot)
+            await self._merge(peer, answer, snapshot, keep_names=keep_names)
             position, done = answer.inner.get("next"), answer.inner.get("done")
             if done is True:
                 return
@@ -123,19 +150,28 @@ class SnapshotClient:
                 raise PeerUntrusted("a snapshot page does not lead on")
             after = position
 
-    async def _merge(self, peer: Peer, inner: Mapping[str, object], snapshot: PulledSnapshot) -> None:
+    async def _merge(self, peer: Peer, answer: PeerAnswer, snapshot: PulledSnapshot, *, keep_names: bool) -> None:
         try:
-            incoming: IncomingRecords = await self._replica.check_incoming(inner.get("data"))
+            incoming = await self._replica.check_incoming(answer.inner.get("data"))
         except Rejected as error:
             raise PeerUntrusted(f"the snapshot is malformed: {error}") from error
-        async with self._replica.write_lock:
-            report = self._replica.merge(incoming, peer.wallet, snapshot=True)
+        async with self._replica.writing():
+            report = self._replica.merge(incoming, peer.wallet, snapshot=not keep_names)
+        snapshot.boot_id = answer.boot_id
+        snapshot.records += report.total
         snapshot.refused += report.rejected
-        snapshot.named.update((app_id, record.key) for app_id, record in incoming.accepted)
+        if snapshot.records > self._max_records:
+            raise PeerUntrusted("the snapshot holds more records than a store can")
+        if keep_names:
+            snapshot.named.update(name_digest(app_id, record.key) for app_id, record in incoming.accepted)
         if report.rejected:
             logger.error(
                 "snapshot records refused",
-                extra={"peer": short(peer.wallet), "rejected": report.rejected, "reason": sorted(report.skip_reasons)},
+                extra={
+                    "peer": short(peer.wallet),
+                    "rejected": report.rejected,
+                    "reason": sorted(report.skip_reasons),
+                },
             )
-            if report.skip_reasons.get("store_full"):
+            if report.skip_reasons.get(SkipReason.STORE_FULL):
                 raise PeerUntrusted("the peer's store does not fit into this node")

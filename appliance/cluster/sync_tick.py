@@ -3,6 +3,7 @@
 import logging
 
 import anyio
+from anyio.abc import TaskGroup
 
 from appliance.chain.types import ChainError
 from appliance.clock import Clock
@@ -27,8 +28,8 @@ class SyncTick:
         self._pusher = pusher
         self._availability = availability
 
-    async def run_once(self) -> None:
-        """One push to every peer; failures of single peers are the pusher's business."""
+    async def run_once(self, group: TaskGroup) -> None:
+        """Start a push to every peer in `group`; failures of single peers are the pusher's business."""
         if self._keys.sync_key is None or not self._availability.available:
             return
         try:
@@ -36,7 +37,7 @@ class SyncTick:
         except ChainError as error:
             logger.warning("push skipped: peer cache stale", extra={"reason": str(error)})
             return
-        await self._pusher.push(self._peers.peers())
+        await self._pusher.push(self._peers.peers(), group)
 
 
 class Sweeper:
@@ -54,5 +55,8 @@ class Sweeper:
         Without a fresh view of the membership nobody is known to have anything, so only what is past retention goes.
         """
         settled_seq = self._pusher.settled_seq(self._peers.peers()) if self._peers.fresh else 0
-        while self._replica.store.sweep(self._clock.now_ms(), settled_seq, SWEEP_BUDGET) == SWEEP_BUDGET:
+        swept = SWEEP_BUDGET
+        while swept == SWEEP_BUDGET:
+            async with self._replica.writing():
+                swept = self._replica.store.sweep(self._clock.now_ms(), settled_seq, SWEEP_BUDGET)
             await anyio.lowlevel.checkpoint()

@@ -4,6 +4,7 @@ Knows how to prove, seal, sign, send, and how far to believe what comes back. Kn
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from appliance.auth.envelopes import EnvelopeGate, encode_inner
 from appliance.clock import Clock
 from appliance.cluster.keys import ClusterKeys
 from appliance.cluster.peers import Peer
-from appliance.http import AnswerTooLarge, parse_nonce, parse_retry_after_s, read_bounded
+from appliance.http import HTTP_FAILURES, AnswerTooLarge, parse_nonce, parse_retry_after_s, read_bounded
 from appliance.log import short
 from appliance.tee.port import TeeProvider
 from kmscore.envelope import LABELS, parse_envelope
@@ -32,6 +33,9 @@ MAX_NONCE_ANSWER_BYTES = 4 * 1024
 NEXT_NONCE_MAX_AGE_MS = 20_000
 # Refusals that may mean "I do not know this envelope label" (protocol §3, last paragraph).
 LABEL_REFUSALS = (400, 500)
+
+
+_CODE = re.compile(r"[a-z_]{1,40}", re.ASCII)
 
 
 class PeerError(Unavailable):
@@ -65,7 +69,7 @@ class PeerAnswer:
 
 
 class PeerTransport:
-    """Exchanges with peers; remembers per peer the next nonce it offered and whether our label was understood."""
+    """Exchanges with peers; remembers the next nonce that each of them offered."""
 
     def __init__(
         self,
@@ -84,12 +88,10 @@ class PeerTransport:
         self._http = http
         self._clock = clock
         self._next_nonces: dict[str, tuple[str, int]] = {}
-        self._understood: set[str] = set()
 
     def forget_departed(self, wallets: frozenset[str]) -> None:
-        """Keep memories of these peers only."""
+        """Keep the nonces of these peers only."""
         self._next_nonces = {wallet: nonce for wallet, nonce in self._next_nonces.items() if wallet in wallets}
-        self._understood &= wallets
 
     async def exchange(
         self, peer: Peer, inner: Mapping[str, object], *, deadline_s: float, limit_bytes: int
@@ -105,19 +107,22 @@ class PeerTransport:
             raise PeerUnreachable("the peer did not answer in time") from error
 
     async def _with_each_label(self, peer: Peer, inner: Mapping[str, object], limit_bytes: int) -> PeerAnswer:
-        labels = self._labels_to_try(peer)
-        for label in labels[:-1]:
-            try:
-                return await self._with_fresh_nonce(peer, inner, label, limit_bytes)
-            except PeerRefused as refusal:
-                if refusal.status not in LABEL_REFUSALS:
-                    raise
+        """The first label's refusal is the one that counts: the others may merely not be understood."""
+        first, *others = self._labels_to_try(peer)
+        try:
+            return await self._with_fresh_nonce(peer, inner, first, limit_bytes)
+        except PeerRefused as refusal:
+            if refusal.status not in LABEL_REFUSALS:
+                raise
+            for label in others:
                 logger.info("envelope refused, trying another label", extra={"peer": short(peer.wallet)})
-        return await self._with_fresh_nonce(peer, inner, labels[-1], limit_bytes)
+                with suppress(PeerRefused):
+                    return await self._with_fresh_nonce(peer, inner, label, limit_bytes)
+            raise
 
     def _labels_to_try(self, peer: Peer) -> list[str]:
         first = self._gate.labels.get(peer.tee_pubkey)
-        if peer.wallet in self._understood or not self._tee.labels:
+        if self._gate.labels.knows(peer.tee_pubkey) or not self._tee.labels:
             return [first]
         return [first, *(label for label in LABELS if label != first)]
 
@@ -140,7 +145,11 @@ class PeerTransport:
         timestamp_s = self._clock.now_ms() // 1000
         signature = await self._tee.sign_message(pop_text(PopKind.PEER, nonce, peer.wallet, timestamp_s))
         body = encode_inner({**inner, "sender_wallet": self._own_wallet, "pop_nonce": nonce})
-        envelope = await self._gate.seal(body, peer.tee_pubkey, label)
+        try:
+            envelope = await self._gate.seal(body, peer.tee_pubkey, label)
+        except Rejected as error:
+            # Too large for our own TEE provider: as good as a peer's 413, which makes the sender halve it.
+            raise PeerRefused(httpx.codes.REQUEST_ENTITY_TOO_LARGE, "payload_too_large", None) from error
         headers = {
             "Content-Type": "application/json",
             "X-KMS-Signature": signature,
@@ -158,7 +167,7 @@ class PeerTransport:
                 if response.status_code != httpx.codes.OK:
                     raise await _refusal(response)
                 answer_body = await read_bounded(response, limit_bytes)
-        except (httpx.HTTPError, httpx.InvalidURL, AnswerTooLarge) as error:
+        except (*HTTP_FAILURES, AnswerTooLarge) as error:
             raise PeerUnreachable("no complete answer from the peer") from error
         try:
             verify_signed_by(
@@ -167,7 +176,6 @@ class PeerTransport:
             answer = await self._gate.open_answer(parse_envelope(answer_body), peer.tee_pubkey, nonce)
         except Rejected as error:
             raise PeerUntrusted(f"the answer is not the peer's: {error}") from error
-        self._understood.add(peer.wallet)
         self._remember_next_nonce(peer, response.headers.get("x-kms-next-nonce"))
         return _parse_answer(answer)
 
@@ -178,7 +186,7 @@ class PeerTransport:
                     raise await _refusal(response)
                 answer = parse_json_object(await read_bounded(response, MAX_NONCE_ANSWER_BYTES))
                 return parse_nonce(answer.get("nonce"))
-        except (httpx.HTTPError, httpx.InvalidURL, AnswerTooLarge) as error:
+        except (*HTTP_FAILURES, AnswerTooLarge) as error:
             raise PeerUnreachable("no nonce from the peer") from error
         except Rejected as error:
             raise PeerUntrusted("the nonce answer holds no usable nonce") from error
@@ -199,9 +207,10 @@ async def _refusal(response: httpx.Response) -> PeerRefused:
     code = ""
     try:
         body = parse_json_object(await read_bounded(response, MAX_ERROR_BYTES))
-        if isinstance(body.get("code"), str):
-            code = str(body["code"])[:64]
-    except (Rejected, AnswerTooLarge, httpx.HTTPError) as error:
+        word = body.get("code")
+        if isinstance(word, str) and _CODE.fullmatch(word):
+            code = word
+    except (Rejected, AnswerTooLarge, *HTTP_FAILURES) as error:
         logger.debug("error answer without a readable body", extra={"kind": type(error).__name__})
     return PeerRefused(response.status_code, code, parse_retry_after_s(response.headers.get("retry-after")))
 

@@ -118,6 +118,9 @@ class Devnet:
         )
         environ = {
             **profile.environ(),
+            # Everything on this machine has one address: a limit by address would throttle the nodes for each other.
+            "RATE_LIMIT_PER_MINUTE": "0",
+            "NONCE_RATE_LIMIT_PER_MINUTE": "0",
             "KMS_NODE_TICK_SECONDS": str(NODE_TICK_S),
             "DATA_SYNC_INTERVAL_SECONDS": str(SYNC_INTERVAL_S),
         }

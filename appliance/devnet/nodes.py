@@ -77,7 +77,10 @@ class NodeProcess:
         self.require_running()
         try:
             async with new_http_client() as http:
-                answer = (await http.get(f"{self.url}/status", timeout=5.0)).json()
+                response = await http.get(f"{self.url}/status", timeout=5.0)
+            if response.status_code != httpx.codes.OK:
+                return None
+            answer = response.json()
         except httpx.TransportError:
             return None
         node = answer["node"]
