@@ -64,7 +64,7 @@ def read_wheel(file_name: str, data: bytes) -> Wheel:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for member in archive.infolist():
-                if member.is_dir():
+                if member.filename.endswith("/"):
                     continue
                 if not is_normal_path(member.filename):
                     raise MalformedError(f"{file_name}: the path {member.filename!r} is not relative and normal")

@@ -1,0 +1,90 @@
+"""The commands: exit status, one message per error, what they print."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from enclave_image import cli
+from enclave_image.eif import Eif, Section, SectionType, encode_eif
+from enclave_image.lock import Lock, encode_lock, load_lock
+
+
+def eif(cmdline: bytes) -> bytes:
+    kinds = ((SectionType.KERNEL, b"k"), (SectionType.CMDLINE, cmdline), (SectionType.METADATA, b"{}"))
+    return encode_eif(Eif(tuple(Section(*section) for section in kinds)))
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.image, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[Path, Path]:
+    """Two images that differ in one word."""
+    paths = tmp_path / "a.eif", tmp_path / "b.eif"
+    for path, cmdline in zip(paths, (b"a=1", b"a=2"), strict=True):
+        path.write_bytes(eif(cmdline))
+    return paths
+
+
+def test_compare_names_the_difference_and_exits_with_1(images):
+    result = run("compare", *images)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[0] == "cmdline: only the first has 'a=1'"
+    assert run("compare", images[0], images[0]).exit_code == 0
+
+
+def test_describe_prints_registers_and_problems(images):
+    result = run("describe", images[0])
+    assert result.exit_code == 1  # its kernel is none
+    assert "PCR0  " in result.stdout
+    assert "problem: section 0 (kernel)" in result.stderr
+    described = json.loads(run("describe", "--json", images[0]).stdout)
+    assert described["cmdline"] == "a=1"
+
+
+def test_an_error_is_one_message_without_traceback(tmp_path):
+    path = tmp_path / "x.eif"
+    path.write_bytes(b"nothing")
+    result = run("describe", path)
+    assert result.exit_code == 1
+    assert result.stderr == "Error: not an EIF: 7 bytes, the header alone has 548\n"
+
+
+@pytest.fixture
+def lock_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A lock of its own with no inputs and outdated sources."""
+    path = tmp_path / "image.lock"
+    path.write_text(
+        encode_lock(Lock((), (), (), {"kmscore": "a" * 64, "appliance": "b" * 64, "enclave_image": "c" * 64}))
+    )
+    monkeypatch.setattr(cli, "LOCK_FILE", path)
+    return path
+
+
+def test_locking_the_sources_needs_no_network_and_shows_what_changed(lock_file):
+    before = lock_file.read_text()
+    checked = run("lock", "--sources-only", "--check")
+    assert checked.exit_code == 1
+    assert lock_file.read_text() == before
+    result = run("lock", "--sources-only")
+    assert result.exit_code == 0
+    assert [line.split()[:4] for line in result.stdout.splitlines()] == [
+        ["~", "source", "tree", name] for name in ("appliance", "enclave_image", "kmscore")
+    ]
+    assert load_lock(lock_file).trees["kmscore"] != "a" * 64
+    assert run("lock", "--sources-only").stderr == "nothing changed\n"
+
+
+def test_a_build_refuses_sources_that_are_not_locked(lock_file, tmp_path):
+    result = run("build", "--cache", tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "the source tree kmscore is not the locked one: expected aaaa" in result.stderr
+    assert "nova-kms image lock --sources-only" in result.stderr
+
+
+def test_every_command_has_help():
+    for name in cli.image.commands:
+        assert run(name, "--help").exit_code == 0
