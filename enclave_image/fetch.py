@@ -20,6 +20,7 @@ from enclave_image.lock import Lock, LockedDeb, LockedWheel
 from enclave_image.wheel import split_wheel_name
 
 PYTHON_VERSION: Final = "3.13"
+PIP_TIMEOUT_S: Final = 1800
 PIP_TARGET: Final = (
     "--implementation=cp",
     f"--python-version={PYTHON_VERSION}",
@@ -95,7 +96,12 @@ def run_pip(arguments: Sequence[str], directory: Path) -> None:
     """
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+    try:
+        done = subprocess.run(  # noqa: S603 -- this interpreter, arguments from the lock
+            command, cwd=directory, env=environment, capture_output=True, text=True, check=False, timeout=PIP_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise StepError(f"pip did not finish within {PIP_TIMEOUT_S} s") from error
     if done.returncode:
         raise StepError(f"pip {arguments[0]} failed: {done.stderr.strip()[-2000:]}")
 

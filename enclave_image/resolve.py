@@ -4,7 +4,6 @@ The only step, besides fetching, that talks to a network. What it finds is shown
 there.
 """
 
-import hashlib
 import re
 import tempfile
 from collections.abc import Callable
@@ -111,8 +110,3 @@ def resolve_lock(recipe: Recipe, root: Path, cache: Cache, say: Callable[[str], 
             Use.BUILD, {name: build[name] for name in recipe.build_wheels}, cache, directory / "build"
         )
     return Lock(tuple(sorted(suites)), tuple(sorted(debs)), tuple(sorted(wheels)), lock_sources(root))
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

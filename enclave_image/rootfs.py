@@ -6,9 +6,9 @@ here; what needs a tool of the image's own Debian (stripping, byte code) is done
 
 import json
 import posixpath
+import shutil
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Final
 
 from enclave_image.buildroot import WORK, BuildRoot, merged
@@ -139,7 +139,7 @@ def compile_sources(tree: Tree, build_root: BuildRoot) -> None:
     for number, path in enumerate(paths):
         tree.remove(path)
         tree.add_file(f"{path}c", (work / f"{number}.pyc").read_bytes())
-    _clear(work)
+    shutil.rmtree(work)
 
 
 def strip_libraries(tree: Tree, build_root: BuildRoot, below: Iterable[str]) -> int:
@@ -161,11 +161,5 @@ def strip_libraries(tree: Tree, build_root: BuildRoot, below: Iterable[str]) -> 
         stripped = (work / str(number)).read_bytes()
         saved += len(tree.read(path)) - len(stripped)
         tree.replace_file(path, stripped)
-    _clear(work)
+    shutil.rmtree(work)
     return saved
-
-
-def _clear(directory: Path) -> None:
-    for path in directory.iterdir():
-        path.unlink()
-    directory.rmdir()
