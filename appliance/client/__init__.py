@@ -1,6 +1,7 @@
 """The SDK that applications use: everything an application needs is importable from here."""
 
 from appliance.client.answers import PutResult, RefusalTrust, Value
+from appliance.client.attestation import AttestationRequirement
 from appliance.client.client import KmsClient
 from appliance.client.discovery import NodeDirectory, NodeFacts, RegistryDirectory, StaticDirectory
 from appliance.client.errors import (
@@ -9,6 +10,7 @@ from appliance.client.errors import (
     IdentityUnavailable,
     KmsClientError,
     NodeFailure,
+    NodeNotAttested,
     NoNodeAvailable,
     NotAuthorized,
     NotFound,
@@ -17,17 +19,21 @@ from appliance.client.errors import (
     RateLimited,
     UntrustedAnswer,
 )
+from appliance.tee.attestation.measurements import Measurements
 
 __all__ = [
+    "AttestationRequirement",
     "BadRequest",
     "FailureKind",
     "IdentityUnavailable",
     "KmsClient",
     "KmsClientError",
+    "Measurements",
     "NoNodeAvailable",
     "NodeDirectory",
     "NodeFacts",
     "NodeFailure",
+    "NodeNotAttested",
     "NotAuthorized",
     "NotFound",
     "OutcomeUnknown",

@@ -48,6 +48,7 @@ from appliance.client.answers import (
     parse_put,
     parse_value,
 )
+from appliance.client.attestation import AttestationRequirement
 from appliance.client.discovery import NodeDirectory, NodeFacts
 from appliance.client.errors import (
     BadRequest,
@@ -87,6 +88,8 @@ class KmsClient:
 
     `timeout_s` bounds a whole call, `attempt_timeout_s` what one node gets of it, `connect_timeout_s` a connection. A
     node gets at most half of what is left while there are others to ask.
+    With `attestation`, a node is asked nothing before it has proved by a fresh document that an acceptable image holds
+    the keys that the registry lists for it; otherwise the registry's own verification is relied on.
     `label` is the envelope label to open with at a node whose own is not known yet. `identity` and `directory` stay the
     caller's to close, and so does `http` when it is given. Raises `ConfigError` for a label that is none of the
     protocol's.
@@ -100,6 +103,7 @@ class KmsClient:
         timeout_s: float = 30.0,
         attempt_timeout_s: float = 10.0,
         connect_timeout_s: float = 5.0,
+        attestation: AttestationRequirement | None = None,
         refusal_trust: RefusalTrust = RefusalTrust.SIGNED_RESPONSE,
         label: str = LABELS[0],
         limit_bytes: int = DEFAULT_ANSWER_LIMIT_BYTES,
@@ -127,6 +131,7 @@ class KmsClient:
                 gate=gate,
                 http=self._http,
                 clock=self._clock,
+                attestation=attestation,
                 trust=refusal_trust,
                 limit_bytes=limit_bytes,
             )
@@ -150,7 +155,7 @@ class KmsClient:
         """The `length` bytes (1..1024) that every instance of this app derives for `path` and `context` (protocol §4).
 
         Returns a plain copy, which Python cannot wipe. Raises `BadRequest`, `NotAuthorized`, `RateLimited`,
-        `UntrustedAnswer`, `NoNodeAvailable`, `IdentityUnavailable`.
+        `NodeNotAttested`, `UntrustedAnswer`, `NoNodeAvailable`, `IdentityUnavailable`.
         """
         _check_text("path", path)
         _check_text("context", context, empty=True)

@@ -30,6 +30,8 @@ class FailureKind(StrEnum):
     """413 or 415 without a signature, which is how a node answers them before it knows who calls."""
     UNTRUSTED = "untrusted"
     """An answer that does not prove to come from the node, or does not fit the request."""
+    NOT_ATTESTED = "not attested"
+    """It did not prove to run an acceptable image, which this client requires before it asks anything."""
     FAULT = "fault"
     """A server error."""
 
@@ -99,6 +101,10 @@ class UntrustedAnswer(KmsClientError):
     """
 
 
+class NodeNotAttested(KmsClientError):
+    """No node that answered proved to run an image that this client accepts. Nothing was asked of any of them."""
+
+
 class IdentityUnavailable(KmsClientError):
     """This app's own TEE provider does not sign, seal or open now: try again later. Nothing was changed."""
 
@@ -115,6 +121,7 @@ class OutcomeUnknown(KmsClientError):
 _UNANIMOUS = {
     FailureKind.REFUSED: (NotAuthorized, "no node accepts this identity"),
     FailureKind.BAD_REQUEST: (BadRequest, "no node accepts this request"),
+    FailureKind.NOT_ATTESTED: (NodeNotAttested, "no node proved to run an acceptable image"),
     FailureKind.UNTRUSTED: (UntrustedAnswer, "no node gave an answer that can be trusted"),
 }
 _SILENT = (FailureKind.UNREACHABLE, FailureKind.NO_ANSWER, FailureKind.UNAVAILABLE)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
+import anyio
 import httpx
 
 from appliance.auth.envelopes import EnvelopeGate, encode_inner
@@ -22,11 +23,13 @@ from appliance.client.answers import (
     verify_refusal,
     verify_success,
 )
+from appliance.client.attestation import NONCE_BYTES, AttestationRequirement, DocumentUnavailable, fetch_document
 from appliance.client.discovery import NodeFacts
 from appliance.client.errors import BadRequest, FailureKind, KmsClientError, NodeFailure, NotFound, QuotaExceeded
 from appliance.clock import Clock
 from appliance.http import AnswerTooLarge, parse_nonce, parse_retry_after_s, read_bounded
 from appliance.log import short
+from appliance.tee.attestation.errors import Refused
 from appliance.tee.port import TeeProvider
 from kmscore.errors import KmsError, Rejected
 from kmscore.json import parse_json_object
@@ -51,6 +54,8 @@ _BEFORE_AUTHENTICATION = {
     429: FailureKind.RATE_LIMITED,
     503: FailureKind.UNAVAILABLE,
 }
+# What these say about a node that was asked for its document; any other answer is no proof.
+_NO_DOCUMENT = {429: FailureKind.RATE_LIMITED, 503: FailureKind.UNAVAILABLE}
 # Raised by httpx before a byte of the request has left.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL)
 
@@ -97,6 +102,7 @@ class NodeSession:
         gate: EnvelopeGate,
         http: httpx.AsyncClient,
         clock: Clock,
+        attestation: AttestationRequirement | None,
         trust: RefusalTrust,
         limit_bytes: int,
     ) -> None:
@@ -105,6 +111,9 @@ class NodeSession:
         self._gate = gate
         self._http = http
         self._clock = clock
+        self._attestation = attestation
+        self._attesting = anyio.Lock()
+        self._attested = attestation is None
         self._trust = trust
         self._limit_bytes = limit_bytes
         self._next_nonces: deque[tuple[str, int]] = deque(maxlen=MAX_NEXT_NONCES)
@@ -120,6 +129,7 @@ class NodeSession:
         take no query. Raises `AttemptFailed`; `NotFound`, `BadRequest` and `QuotaExceeded` when the node is believed;
         `Unavailable` when our own TEE provider fails.
         """
+        await self._require_attested()
         labels = self._labels_to_try(request)
         nonce = self._take_next_nonce()
         while True:
@@ -240,6 +250,25 @@ class NodeSession:
         if refusal.status >= httpx.codes.INTERNAL_SERVER_ERROR or believed:
             return self._failed(FailureKind.FAULT, message, refusal.retry_after_s)
         return self._failed(FailureKind.UNTRUSTED, f"{message}, without the proof that is asked for")
+
+    async def _require_attested(self) -> None:
+        """Once for as long as the registry lists the same keys: a node that starts anew has others."""
+        async with self._attesting:
+            if self._attestation is None or self._attested:
+                return
+            nonce = await self._identity.random_bytes(NONCE_BYTES)
+            try:
+                document = await fetch_document(self._http, self.node.url, nonce)
+                await self._attestation.verify_node(document, self.node, nonce, self._clock.now_ms())
+            except DocumentUnavailable as error:
+                if error.status is None:
+                    raise self._failed(FailureKind.UNREACHABLE, str(error)) from error
+                kind = _NO_DOCUMENT.get(error.status, FailureKind.NOT_ATTESTED)
+                asked = None if kind is FailureKind.NOT_ATTESTED else error.retry_after_s
+                raise self._failed(kind, str(error), asked) from error
+            except Refused as error:
+                raise self._failed(FailureKind.NOT_ATTESTED, str(error)) from error
+            self._attested = True
 
     async def _fetch_nonce(self) -> str:
         try:
