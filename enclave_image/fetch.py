@@ -106,27 +106,23 @@ def run_pip(arguments: Sequence[str], directory: Path) -> None:
         raise StepError(f"pip {arguments[0]} failed: {done.stderr.strip()[-2000:]}")
 
 
-def _fetch_wheels(wheels: Iterable[LockedWheel], cache: Cache, directory: Path) -> None:
-    wheels = list(wheels)
-    if not wheels:
-        return
-    requirements = directory / "requirements.txt"
+def download_wheels(requirements: str, directory: Path) -> None:
+    """Download the wheels of these requirements, each pinned and with its hashes, for the image's Python and platform.
+
+    Errors: `StepError` with what pip said.
+    """
+    path = directory / "requirements.txt"
+    path.write_text(requirements, encoding="utf-8")
+    fixed = ["download", "--no-deps", "--require-hashes", "--only-binary=:all:", *PIP_TARGET]
+    run_pip([*fixed, f"--requirement={path}"], directory)
+
+
+def _fetch_wheels(wheels: Sequence[LockedWheel], cache: Cache, directory: Path) -> None:
     lines = []
     for wheel in wheels:
         name, version = split_wheel_name(wheel.file_name)
         lines.append(f"{name}=={version} --hash=sha256:{wheel.sha256}\n")
-    requirements.write_text("".join(lines), encoding="ascii")
-    run_pip(
-        [
-            "download",
-            "--no-deps",
-            "--require-hashes",
-            "--only-binary=:all:",
-            *PIP_TARGET,
-            f"--requirement={requirements}",
-        ],
-        directory,
-    )
+    download_wheels("".join(lines), directory)
     for wheel in wheels:
         data = _downloaded(directory / wheel.file_name, wheel.file_name)
         check_fetched(wheel.file_name, data, wheel.sha256, wheel.size_bytes)

@@ -12,7 +12,7 @@ from typing import Final
 
 from enclave_image.apt import AptRoot
 from enclave_image.errors import LockError
-from enclave_image.fetch import PIP_TARGET, Cache, run_pip
+from enclave_image.fetch import Cache, download_wheels
 from enclave_image.lock import (
     SOURCE_SUFFIXES,
     Lock,
@@ -43,19 +43,7 @@ def requirement_blocks(text: str) -> dict[str, str]:
 
 def _resolve_wheels(use: Use, blocks: dict[str, str], cache: Cache, directory: Path) -> list[LockedWheel]:
     directory.mkdir()
-    requirements = directory / "requirements.txt"
-    requirements.write_text("".join(blocks[name] for name in sorted(blocks)), encoding="utf-8")
-    run_pip(
-        [
-            "download",
-            "--no-deps",
-            "--require-hashes",
-            "--only-binary=:all:",
-            *PIP_TARGET,
-            f"--requirement={requirements}",
-        ],
-        directory,
-    )
+    download_wheels("".join(blocks[name] for name in sorted(blocks)), directory)
     wheels = []
     for path in sorted(directory.glob("*.whl")):
         data = path.read_bytes()
