@@ -1,19 +1,14 @@
 """`GET /attestation`: the node's attestation document, fresh, with the caller's nonce (protocol §6, enclave §3)."""
 
-from base64 import b64decode
-from binascii import Error as BinasciiError
-from binascii import unhexlify
-
 import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
+from appliance.tee.attestation.nonce import parse_nonce_text
 from appliance.tee.port import TeeProvider
 from kmscore.errors import Reason, Rejected, Unavailable
 
 MAX_NONCE_BYTES = 64
-# Hex of 64 bytes with 0x; base64 is shorter.
-MAX_NONCE_CHARS = 2 + 2 * MAX_NONCE_BYTES
 DOCUMENT_TYPE = "application/cbor"
 # One device makes the documents, one after another, in some milliseconds each.
 MAX_WAITING = 32
@@ -50,29 +45,8 @@ class AttestationApi:
 def parse_query_nonce(values: list[str]) -> bytes | None:
     """A nonce of 1..64 bytes from the parameters of that name, None when there is none.
 
-    Hex in either case with or without 0x, else strict base64; what is both is hex, which base64 of random bytes is not
-    in practice. A form's decoding turns the + of base64 into a space: a space is a +. Raises `Rejected(BAD_FIELD)`.
+    A form's decoding turns the + of base64 into a space: a space is a +. Raises `Rejected(BAD_FIELD)`.
     """
-    if not values:
-        return None
-    text = values[0]
-    nonce = b""
-    if len(values) == 1 and len(text) <= MAX_NONCE_CHARS and text.isascii():
-        nonce = _unhex(text.removeprefix("0x")) or _unbase64(text.replace(" ", "+"))
-    if not 1 <= len(nonce) <= MAX_NONCE_BYTES:
-        raise Rejected(Reason.BAD_FIELD, f"nonce must be given once, 1 to {MAX_NONCE_BYTES} bytes in hex or base64")
-    return nonce
-
-
-def _unhex(text: str) -> bytes:
-    try:
-        return unhexlify(text)
-    except BinasciiError:
-        return b""
-
-
-def _unbase64(text: str) -> bytes:
-    try:
-        return b64decode(text, validate=True)
-    except BinasciiError:
-        return b""
+    if len(values) > 1:
+        raise Rejected(Reason.BAD_FIELD, "nonce must be given once")
+    return parse_nonce_text(values[0].replace(" ", "+"), MAX_NONCE_BYTES) if values else None
