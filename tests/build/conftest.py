@@ -9,5 +9,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     slow = [item for item in items if item.get_closest_marker("image") is not None]
     if slow:
-        config.hook.pytest_deselected(slow)
+        config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
