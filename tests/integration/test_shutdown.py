@@ -7,6 +7,8 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
 
 import pytest
 
@@ -56,7 +58,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 
 class SlowPut:
-    """A PUT whose body arrives in two halves, on a connection of its own."""
+    """A PUT whose body arrives in two halves, on a connection of its own. A context manager."""
 
     def __init__(self, app: AppHandle, target: Target, key: str, value: bytes) -> None:
         self._host, _, port = target.url.removeprefix("http://").partition(":")
@@ -74,6 +76,14 @@ class SlowPut:
         )
         self._socket = socket.create_connection((self._host, self._port), timeout=20.0)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+
     def send_half(self) -> None:
         self._socket.sendall(self._head.encode() + self._body[: len(self._body) // 2])
 
@@ -81,7 +91,6 @@ class SlowPut:
         """The status of the answer, 0 for none."""
         self._socket.sendall(self._body[len(self._body) // 2 :])
         answer = self._socket.recv(65536)
-        self._socket.close()
         return int(answer.split()[1]) if answer else 0
 
 
@@ -121,13 +130,13 @@ def test_the_last_writes_reach_the_peers_and_the_process_ends_with_0(host: Host,
 
 def test_a_request_that_is_running_is_finished_and_no_new_one_is_begun(host: Host) -> None:
     node = host.add("with a request running")
-    put = SlowPut(host.app, node.target(), "slow", b"but stored")
-    put.send_half()
-    time.sleep(0.3)
-    send_signal(node, signal.SIGTERM)
-    eventually(lambda: not accepts_connections(node))
-    assert node.exit_code() is None
-    assert put.send_rest() == 200
+    with SlowPut(host.app, node.target(), "slow", b"but stored") as put:
+        put.send_half()
+        time.sleep(0.3)
+        send_signal(node, signal.SIGTERM)
+        eventually(lambda: not accepts_connections(node))
+        assert node.exit_code() is None
+        assert put.send_rest() == 200
     assert await_exit(node, MARGIN_S) == 0
     assert eventually(lambda: host.client.get("slow")) == b"but stored", "pushed once more after the last request"
     assert strange_lines(node) == []
@@ -136,12 +145,12 @@ def test_a_request_that_is_running_is_finished_and_no_new_one_is_begun(host: Hos
 
 def test_a_request_that_never_ends_does_not_hold_up_the_end(host: Host) -> None:
     node = host.add("with a request stuck")
-    put = SlowPut(host.app, node.target(), "stuck", b"x")
-    put.send_half()
-    time.sleep(0.3)
-    send_signal(node, signal.SIGTERM)
-    send_signal(node, signal.SIGTERM)
-    assert await_exit(node, DEADLINES_S + MARGIN_S) == 0
+    with SlowPut(host.app, node.target(), "stuck", b"x") as put:
+        put.send_half()
+        time.sleep(0.3)
+        send_signal(node, signal.SIGTERM)
+        send_signal(node, signal.SIGTERM)
+        assert await_exit(node, DEADLINES_S + MARGIN_S) == 0
     assert strange_lines(node) == []
     host.cluster.retire(node)
 
