@@ -20,7 +20,7 @@ from appliance.clock import Clock
 from appliance.devnet.emulator.pki import LeafIssuer
 from appliance.tee.attestation.cbor import CborValue, decode_cbor, encode_cbor
 from appliance.tee.attestation.document import ES384_HEADER
-from kmscore.errors import InvariantBroken, Rejected
+from kmscore.errors import InvariantBroken, KmsError, Rejected
 
 MAX_REQUEST_BYTES: Final = 0x1000
 MAX_RESPONSE_BYTES: Final = 0x3000
@@ -45,7 +45,7 @@ class NsmError(StrEnum):
     INPUT_TOO_LARGE = "InputTooLarge"
 
 
-class NsmRefusal(Exception):
+class NsmRefusal(KmsError):
     """A request that the module answers with an error word."""
 
     def __init__(self, error: NsmError) -> None:

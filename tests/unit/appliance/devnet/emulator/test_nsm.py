@@ -9,15 +9,16 @@ from appliance.devnet.emulator.nsm import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES,
 from appliance.devnet.emulator.pki import ThrowAwayRoot
 from appliance.tee.attestation.cbor import CborValue, decode_cbor, encode_cbor
 from appliance.tee.attestation.errors import Refused, Step
+from appliance.tee.attestation.measurements import Measurements
 from appliance.tee.attestation.root import aws_root
-from appliance.tee.attestation.verify import Measurements, VerificationPolicy, verify_document
+from appliance.tee.attestation.verify import VerificationPolicy, verify_document
 from enclave_image.init.nsm import Nsm
 from kmscore.errors import InvariantBroken
 
 MODULE = "i-0123456789abcdef0-enc0123456789abcdef"
 NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 IMAGE = {index: hashlib.sha384(b"register %d" % index).digest() for index in (0, 1, 2)}
-MEASURED = Measurements(IMAGE[0], IMAGE[1], IMAGE[2])
+MEASURED = Measurements(IMAGE)
 ZERO = bytes(48)
 EXTENDED = bytes.fromhex(
     "d58f2de0e0ef657cb6e39b23bc7835e2c842df0c3007be5a9c35a4752154c637d9b67f46e39188cabde1e57d6b66841b"

@@ -24,10 +24,10 @@ def test_five_certificates_lead_from_the_root_to_the_leaf() -> None:
     root = ThrowAwayRoot(NOW)
     credentials = root.issuer(MODULE).credentials(NOW)
 
-    key = verify_chain(credentials.cabundle, credentials.certificate, root_der=root.der, at=NOW)
+    verified = verify_chain(credentials.cabundle, credentials.certificate, root_der=root.der, at=NOW)
 
     assert len(credentials.cabundle) == 4
-    assert key.public_numbers() == credentials.key.public_key().public_numbers()
+    assert verified.key.public_numbers() == credentials.key.public_key().public_numbers()
 
 
 def test_lifetimes_and_path_lengths_are_those_observed() -> None:
