@@ -303,6 +303,15 @@ class TestData:
         assert app.delete(key)
         assert app.get(key) is None
 
+    def test_a_value_of_a_mebibyte_fits_and_a_byte_more_does_not(self, app: RawApp) -> None:
+        """Within the default limits of bodies, although it is 2.7 times as long on the wire."""
+        app.put("large", bytes(1 << 20))
+        assert app.get("large") == bytes(1 << 20)
+        too_large = wire.encode_base64(bytes((1 << 20) + 1))
+        answer = app.send("PUT", "/kms/data", {"key": "too large", "value": too_large})
+        assert_signed_refusal(answer, app, BAD_REQUEST)
+        assert app.delete("large")
+
     @pytest.mark.parametrize("value", [b"", b"\x00", bytes(range(256))], ids=["empty", "one byte", "every byte"])
     def test_any_bytes_are_a_value(self, app: RawApp, value: bytes) -> None:
         app.put("value", value)

@@ -267,7 +267,7 @@ fuzzing = settings(
 
 
 class TestFuzz:
-    @settings(fuzzing, max_examples=300)
+    @settings(fuzzing, max_examples=200)
     @given(endpoint=endpoints, inner=inners)
     def test_no_inner_object_is_a_bug(
         self, fuzzed: RawApp, endpoint: tuple[str, str], inner: dict[str, object]

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support import wire
 from tests.support.api_bench import (
+    BAD_REQUEST,
     NOT_FOUND,
     UNAVAILABLE,
     ApiBench,
@@ -30,6 +31,7 @@ ROUTES = {
     "/status": {"GET", "HEAD"},
     "/nodes": {"GET", "HEAD"},
     "/nonce": {"GET"},
+    "/attestation": {"GET"},
     "/kms/derive": {"POST"},
     "/kms/data": {"GET", "PUT", "DELETE"},
     "/kms/data/some/key": {"GET"},
@@ -188,6 +190,36 @@ class TestOpenEndpoints:
         for secret in (bench.master_secret, bench.sync_key):
             assert secret.hex() not in shown.lower()
             assert wire.encode_base64(secret) not in shown
+
+
+BAD_ATTESTATION_NONCES = {
+    "empty": "nonce=",
+    "without a value": "nonce",
+    "twice": "nonce=00&nonce=00",
+    "65 bytes in hex": "nonce=" + "00" * 65,
+    "65 bytes in base64": "nonce=" + "A" * 87 + "%3D",
+    "neither hex nor base64": "nonce=%3F%3F",
+    "not ASCII": "nonce=%C3%A9",
+    "invalid UTF-8": "nonce=%FF",
+    "very long": "nonce=" + "0" * 20_000,
+}
+
+
+class TestAttestation:
+    @pytest.mark.parametrize("query", BAD_ATTESTATION_NONCES.values(), ids=BAD_ATTESTATION_NONCES)
+    def test_a_nonce_that_is_none_is_refused(self, bench: ApiBench, query: str) -> None:
+        assert_refused(request("GET", f"{bench.node.url}/attestation?{query}"), BAD_REQUEST)
+
+    @pytest.mark.parametrize(
+        "query", ["", "?nonce=00", "?nonce=0x" + "ab" * 64, "?nonce=AA%3D%3D", "?nonce=" + "A%2B" * 20, "?other=1"]
+    )
+    def test_a_node_attests_or_says_that_it_cannot(self, bench: ApiBench, query: str) -> None:
+        response = request("GET", f"{bench.node.url}/attestation{query}")
+        if response.status_code == 200:
+            assert response.headers["content-type"] == "application/cbor"
+        else:
+            assert_refused(response, UNAVAILABLE)
+            assert int(response.headers["retry-after"]) >= 1
 
 
 class TestRoutes:
