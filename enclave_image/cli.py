@@ -15,6 +15,7 @@ from enclave_image.apt import AptRoot
 from enclave_image.build import EIF_FILE, BuildPlace, Image, build_image, source_revision
 from enclave_image.compare import compare_eif
 from enclave_image.describe import describe_eif
+from enclave_image.eif import parse_eif
 from enclave_image.errors import ImageError
 from enclave_image.fetch import Cache, fetch_locked
 from enclave_image.lock import Lock, changes, encode_lock, load_lock
@@ -33,11 +34,13 @@ cache_option = click.option(
     "--cache",
     type=DIRECTORY,
     envvar="NOVA_KMS_IMAGE_CACHE",
-    default=Path.home() / ".cache/nova-kms/image",
+    default=lambda: Path.home() / ".cache/nova-kms/image",
     show_default="~/.cache/nova-kms/image",
     help="Where fetched inputs, build roots and kernels lie; may be a copy of somebody else's.",
 )
-jobs_option = click.option("--jobs", type=click.IntRange(1), default=os.cpu_count() or 1, help="Compilers at a time.")
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(1), default=lambda: os.cpu_count() or 1, help="Compilers at a time."
+)
 config_option = click.option(
     "--config",
     type=FILE,
@@ -216,10 +219,12 @@ def compare(first: Path, second: Path) -> None:
 @click.argument("eif", type=FILE)
 def verify(cache: Path, jobs: int, config: Path, unlocked_sources: bool, reuse_kernel: bool, eif: Path) -> None:
     """Build the image again from the lock and compare: the same bytes, or every difference by name."""
+    given = eif.read_bytes()
+    parse_eif(given)  # before minutes of building
     rebuilt = _build(
         load_recipe(), cache, jobs, config, unlocked=unlocked_sources, reuse_kernel=reuse_kernel, scratch=None
     )
-    verified = verify_rebuilt(eif.read_bytes(), rebuilt)
+    verified = verify_rebuilt(given, rebuilt)
     _show_measurements(verified.rebuilt)
     click.echo(f"{eif} is the image of this lock{', with a signature' if verified.signed else ''}", err=True)
 
