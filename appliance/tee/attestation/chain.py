@@ -91,6 +91,8 @@ def _load(der: bytes, step: Step) -> x509.Certificate:
 def _check_link(certificate: x509.Certificate, parent: x509.Certificate, at: datetime, step: Step) -> None:
     if certificate.issuer.public_bytes() != parent.subject.public_bytes():
         raise Refused(step, "a certificate names another issuer than the one before it")
+    if certificate.issuer.public_bytes() == certificate.subject.public_bytes():
+        raise Refused(step, "a certificate below the root names itself as its issuer")
     if certificate.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA384:
         raise Refused(step, "a certificate is not signed with ECDSA and SHA-384")
     try:
