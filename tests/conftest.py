@@ -2,10 +2,21 @@
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.strict_log import strict_logging
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--attestation-documents",
+        dest="attestation_documents",
+        type=Path,
+        metavar="DIR",
+        help="real attestation documents of AWS to verify: ev_beta.bin, ev_debug.bin, marlin.bin, base_indefinite.bin",
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -19,8 +20,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from appliance.tee.attestation.cbor import encode_cbor
+from appliance.tee.attestation.errors import Step
+from appliance.tee.attestation.measurements import Measurements
 from appliance.tee.attestation.statement import encode_statement, extend_config
+from appliance.tee.attestation.verify import VerificationPolicy, verify_document
 from kmscore.envelope import AgreementKey
+from kmscore.errors import Rejected
 
 NOW = datetime(2026, 1, 15, 12, 0, 0, tzinfo=UTC)
 TIMESTAMP_MS = int(NOW.timestamp() * 1000)
@@ -231,3 +236,18 @@ def _tlv(tag: int, content: bytes) -> bytes:
         return bytes([tag, size]) + content
     encoded = size.to_bytes((size.bit_length() + 7) // 8)
     return bytes([tag, 0x80 | len(encoded)]) + encoded + content
+
+
+# --- verification ---
+
+IMAGE = Measurements({index: PCRS[index] for index in (0, 1, 2)})
+POLICY = VerificationPolicy(root_der=root_der(), at=NOW, nonce=NONCE, measurements=[IMAGE])
+
+
+def refused_at(data: bytes, policy: VerificationPolicy) -> Step:
+    with pytest.raises(Rejected) as refusal:
+        verify_document(data, policy)
+    step = getattr(refusal.value, "step", None)
+    assert isinstance(step, Step)
+    assert str(refusal.value).startswith(f"attestation refused at {step.value}: ")
+    return step
