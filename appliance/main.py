@@ -7,7 +7,7 @@ import random
 import secrets
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -64,9 +64,9 @@ from kmscore.nonce import EnvelopeNonces, NonceIssuer, UsedNonces
 from kmscore.secret import SecretBytes
 from kmscore.store import Store, StoreLimits
 
-ResultT = TypeVar("ResultT")
-
 logger = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
 
 TEE_RETRY_S = 2.0
 SWEEP_INTERVAL_S = 1.0
@@ -261,10 +261,19 @@ async def serve(settings: Settings) -> None:
     clock = SystemClock()
     rng = random.Random(secrets.randbits(64))  # noqa: S311 - jitter and the order of peers, no secrets
     async with AsyncExitStack() as cleanup:
+        # uvicorn raises the signals it caught again once it has stopped: this is what then takes them.
+        signals = cleanup.enter_context(anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
         http = await cleanup.enter_async_context(new_http_client())
-        tee = await _wait_for_tee(lambda: open_tee(settings, http))
-        cleanup.push_async_callback(_shielded, tee.aclose)
-        identity = await _wait_for_tee(tee.identity)
+
+        async def start_tee() -> tuple[TeeProvider, TeeIdentity]:
+            tee = await _wait_for_tee(lambda: open_tee(settings, http))
+            cleanup.push_async_callback(_shielded, tee.aclose)
+            return tee, await _wait_for_tee(tee.identity)
+
+        started = await _unless_signalled(signals, start_tee)
+        if started is None:
+            return
+        tee, identity = started
         reader = ChainReader(
             settings.helios_rpc_urls,
             settings.chain_rpc_quorum,
@@ -312,28 +321,41 @@ async def _run(
     listener: socket.socket,
     rng: random.Random,
 ) -> None:
-    # uvicorn raises the signals it caught again once it has stopped; the receiver around it is what then takes them.
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT):
-        async with anyio.create_task_group() as group:
-            group.start_soon(_node_ticks, settings, node, reader, rng)
-            group.start_soon(
-                lambda: run_periodically(
-                    "sync_tick",
-                    partial(node.sync_tick.run_once, group),
-                    interval_s=settings.data_sync_interval_seconds,
-                    rng=rng,
-                )
+    async with anyio.create_task_group() as group:
+        group.start_soon(_node_ticks, settings, node, reader, rng)
+        group.start_soon(
+            lambda: run_periodically(
+                "sync_tick",
+                partial(node.sync_tick.run_once, group),
+                interval_s=settings.data_sync_interval_seconds,
+                rng=rng,
             )
-            group.start_soon(
-                lambda: run_periodically("sweep", node.sweeper.run_once, interval_s=SWEEP_INTERVAL_S, rng=rng)
-            )
-            logger.info("serving", extra={"wallet": short(node.identity.wallet), "address": repr(settings.bind_addr)})
-            await server.serve(sockets=[listener])
-            group.cancel_scope.cancel()
-        logger.info("stopped serving, pushing once more")
-        with anyio.move_on_after(FINAL_PUSH_S, shield=True):
-            async with anyio.create_task_group() as last_pushes:
-                await node.sync_tick.run_once(last_pushes)
+        )
+        group.start_soon(lambda: run_periodically("sweep", node.sweeper.run_once, interval_s=SWEEP_INTERVAL_S, rng=rng))
+        logger.info("serving", extra={"wallet": short(node.identity.wallet), "address": repr(settings.bind_addr)})
+        await server.serve(sockets=[listener])
+        group.cancel_scope.cancel()
+    logger.info("stopped serving, pushing once more")
+    with anyio.move_on_after(FINAL_PUSH_S, shield=True):
+        async with anyio.create_task_group() as last_pushes:
+            await node.sync_tick.run_once(last_pushes)
+
+
+async def _unless_signalled(
+    signals: AsyncIterator[signal.Signals], work: Callable[[], Awaitable[ResultT]]
+) -> ResultT | None:
+    """The result of `work`, None when a signal came first."""
+    result: ResultT | None = None
+    async with anyio.create_task_group() as group:
+
+        async def stop_on_signal() -> None:
+            async for _ in signals:
+                group.cancel_scope.cancel()
+
+        group.start_soon(stop_on_signal)
+        result = await work()
+        group.cancel_scope.cancel()
+    return result
 
 
 async def _node_ticks(settings: Settings, node: Node, reader: ChainReader, rng: random.Random) -> None:

@@ -3,11 +3,11 @@
 Refuses to compare MACs any other way than in constant time, and to answer with a MAC to compare with.
 """
 
-from kmscore._mac import MacVerdict, check_mac, hmac_sha256, sign_canonical
+from kmscore._mac import MacVerdict, check_mac, hmac_sha256, parse_hex, sign_canonical
 from kmscore.json import canonical_json
 from kmscore.secret import SecretBytes
 
-__all__ = ["MacVerdict", "check_mac", "hmac_sha256", "sign_canonical", "sign_json"]
+__all__ = ["MacVerdict", "check_mac", "hmac_sha256", "parse_hex", "sign_canonical", "sign_json"]
 
 
 def sign_json(key: SecretBytes, value: dict[str, object]) -> str:

@@ -118,13 +118,17 @@ class UsedNonces:
             raise Rejected(Reason.NONCE, "the nonce has expired")
         if now_ms >= self._older.latest_expiry_ms:
             self._older, self._newer = self._newer, _Generation()
-        if text in self._newer.texts or text in self._older.texts:
-            raise Rejected(Reason.REPLAY, "the nonce has been used")
+        self.require_unused(text)
         if self._newer.per_owner[owner] + self._older.per_owner[owner] >= self._max_per_owner:
             raise Rejected(Reason.RATE, "too many nonces used in a short time")
         self._newer.texts.add(text)
         self._newer.per_owner[owner] += 1
         self._newer.latest_expiry_ms = max(self._newer.latest_expiry_ms, expires_ms)
+
+    def require_unused(self, text: str) -> None:
+        """Raises `Rejected(REPLAY)` when the nonce `text` was used before; changes nothing."""
+        if text in self._newer.texts or text in self._older.texts:
+            raise Rejected(Reason.REPLAY, "the nonce has been used")
 
     def __len__(self) -> int:
         """How many nonces are remembered."""

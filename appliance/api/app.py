@@ -18,7 +18,7 @@ from kmscore.errors import Rejected, Unavailable
 logger = logging.getLogger(__name__)
 
 UNKNOWN_ROUTE = (404, "not_found")
-VALUE_PREFIX = "/kms/data/"
+VALUE_PREFIX = b"/kms/data/"
 
 Handler = Callable[[Request], Awaitable[Response]]
 Handlers = Mapping[str, Handler]
@@ -91,7 +91,7 @@ class Endpoints:
     async def _respond(self, request: Request) -> Response:
         try:
             self._limiter.check(request)
-            handlers = self._handlers(request.scope["path"])
+            handlers = self._handlers(request.scope["raw_path"])
             if handlers is None:
                 return error_response(UNKNOWN_ROUTE, "no such endpoint; GET / lists them")
             handler = handlers.get(request.method)
@@ -102,8 +102,11 @@ class Endpoints:
         except (Rejected, Unavailable) as error:
             return response_for(error)
 
-    def _handlers(self, path: str) -> Handlers | None:
-        return self._value_by_path if path.startswith(VALUE_PREFIX) else self._exact.get(path)
+    def _handlers(self, raw_path: bytes) -> Handlers | None:
+        """By the path as it was sent: one that is spelled with %2F or the like is another one."""
+        if raw_path.startswith(VALUE_PREFIX):
+            return self._value_by_path
+        return self._exact.get(raw_path.decode("latin-1"))
 
 
 def open_to_all(handler: Handler) -> Handlers:

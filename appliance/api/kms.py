@@ -95,6 +95,7 @@ class KmsApi:
         async def opened() -> tuple[Inner, str | None]:
             with self._budget.share_of(pop.wallet) as share:
                 body = await read_body(request, self._max_body_bytes, share)
+                self._use_up(request, pop)
                 inside = await self._gate.open_request(parse_envelope(body), caller.tee_pubkey, pop.nonce)
                 return inside.inner, inside.label
 
@@ -105,20 +106,22 @@ class KmsApi:
         pop, caller = await self._admit(request)
 
         async def without_body() -> tuple[Inner, str | None]:
+            self._use_up(request, pop)
             return {}, None
 
         return await self._carry_out(pop, caller, without_body, operation)
 
     async def _admit(self, request: Request) -> tuple[VerifiedPop, AuthorizedInstance]:
-        """Headers and their syntax → timestamp → nonce → signer → hint → registry → nonce unused.
-
-        Using the nonce up is its only effect, and comes before the body: one proof opens one body.
-        """
+        """Headers and their syntax → timestamp → nonce → signer → hint → registry → nonce unused. Changes nothing."""
         pop = self._pop.verify(PopKind.APP, parse_pop_headers(request.headers.raw, APP_HEADERS))
         caller = await self._authorizer.authorize(pop.wallet)
+        self._pop.require_unused(pop)
+        return pop, caller
+
+    def _use_up(self, request: Request, pop: VerifiedPop) -> None:
+        """Consume the nonce, once nothing more can be wrong with the request's size; it counts against its wallet now."""
         self._pop.consume(pop)
         self._give_back(request)
-        return pop, caller
 
     async def _carry_out(
         self,
@@ -250,7 +253,7 @@ def keys_of_path(raw_path: bytes) -> list[str]:
 
     Raises `Rejected(BAD_FIELD)` for an empty key or one that is not percent-encoded UTF-8.
     """
-    encoded = raw_path.split(b"/", 3)[3]
+    encoded = raw_path.removeprefix(b"/kms/data/")
     if not encoded:
         raise bad_field("key must not be empty")
     try:

@@ -100,7 +100,10 @@ class SyncApi:
 
     async def _answer(self, request: Request, pop: VerifiedPop, peer: Peer, share: Callable[[int], None]) -> Response:
         self._wallet_limiter.take(pop.wallet)
-        envelope = parse_envelope(await read_body(request, self._max_body_bytes, share))
+        body = await read_body(request, self._max_body_bytes, share)
+        self._pop.consume(pop)
+        self._give_back(request)
+        envelope = parse_envelope(body)
         verdict = self._mac_verdict(envelope.canonical, request.headers.get("x-sync-signature"))
         opened = await self._gate.open_request(envelope, peer.tee_pubkey, pop.nonce)
         message_type = opened.inner.get("type")
@@ -121,16 +124,15 @@ class SyncApi:
         )
 
     def _admit(self, request: Request) -> tuple[VerifiedPop, Peer]:
-        """Headers and their syntax → timestamp → nonce → signer → hint → peer cache, and not ourselves → nonce unused.
+        """Headers and their syntax → timestamp → nonce → signer → hint → peer, not ourselves → nonce unused.
 
-        Using the nonce up is its only effect, and comes before the body: one proof opens one body.
+        Changes nothing.
         """
         pop = self._pop.verify(PopKind.PEER, parse_pop_headers(request.headers.raw, PEER_HEADERS))
         if pop.wallet == self._own_wallet:
             raise Rejected(Reason.NOT_AUTHORIZED, "a node is not its own peer")
         peer = self._peers.verify_kms_peer(pop.wallet)
-        self._pop.consume(pop)
-        self._give_back(request)
+        self._pop.require_unused(pop)
         return pop, peer
 
     def _mac_verdict(self, canonical: bytes, mac: str | None) -> MacVerdict:

@@ -131,6 +131,10 @@ class PopVerifier:
             raise Rejected(Reason.WALLET, "the wallet header differs from the wallet that signed")
         return VerifiedPop(wallet, claimed.signature, claimed.nonce, expires_ms)
 
+    def require_unused(self, pop: VerifiedPop) -> None:
+        """A look before a body is read, so that a used proof opens none. Raises `Rejected(REPLAY)`; changes nothing."""
+        self._used.require_unused(pop.nonce)
+
     def consume(self, pop: VerifiedPop) -> None:
         """Use the nonce up. Only for callers found authorised: what is remembered must not grow with strangers.
 

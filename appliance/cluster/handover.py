@@ -8,12 +8,12 @@ from appliance.cluster.messages import MASTER_SECRET_REQUEST, MAX_SMALL_ANSWER_B
 from appliance.cluster.peers import Peer
 from appliance.cluster.transport import PeerTransport, PeerUntrusted
 from kmscore.envelope import AgreementKey
-from kmscore.errors import Reason, Rejected
+from kmscore.errors import Rejected
+from kmscore.mac import parse_hex
 from kmscore.sealed import open_master_secret, seal_master_secret
 from kmscore.secret import SecretBytes
 
 REQUEST_DEADLINE_S = 20.0
-MAX_PUBKEY_HEX = 2 + 2 * 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,6 @@ class SecretServer:
     def answer(self, inner: Mapping[str, object]) -> dict[str, object]:
         """Raises `Unavailable` without a confirmed secret, `Rejected(BAD_FIELD)` without a usable `ecdh_pubkey`."""
         secret = self._keys.require_confirmed()
-        text = inner.get("ecdh_pubkey")
-        if not isinstance(text, str) or not 0 < len(text) <= MAX_PUBKEY_HEX:
-            raise Rejected(Reason.BAD_FIELD, "ecdh_pubkey must be a P-384 public key in hex")
-        try:
-            requester = bytes.fromhex(text.removeprefix("0x"))
-        except ValueError as error:
-            raise Rejected(Reason.BAD_FIELD, "ecdh_pubkey is not hex") from error
+        requester = parse_hex(inner.get("ecdh_pubkey"))
         sealed = seal_master_secret(secret, requester, AgreementKey.generate(), self._random_bytes(12))
         return {"status": "ok", "sealed": sealed}

@@ -31,6 +31,7 @@ class ClusterKeys:
         self._secret_hash = b""
         self._sync_key: SecretBytes | None = None
         self._confirmed_at_ms: int | None = None
+        self.was_confirmed = False
         self._ciphers: OrderedDict[int, DataCipher] = OrderedDict()
         self._generation = 0
         self.state = SecretState.UNINITIALIZED
@@ -86,6 +87,7 @@ class ClusterKeys:
         if not self.matches(chain_hash):
             raise InvariantBroken("a master secret that the chain does not show cannot be confirmed")
         self._confirmed_at_ms = self._clock.monotonic_ms()
+        self.was_confirmed = True
 
     def unconfirm(self) -> None:
         """The chain shows another hash, or none: keep the secret, use it for nothing."""
@@ -136,6 +138,7 @@ class ClusterKeys:
         self._secret_hash = b""
         self._sync_key = None
         self._confirmed_at_ms = None
+        self.was_confirmed = False
         self._ciphers.clear()
         self._generation += 1
         self.state = SecretState.UNINITIALIZED

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from appliance.chain.kms_registry import ClaimOutcome, KmsRegistry
 from appliance.chain.types import ChainError
 from appliance.cluster.handover import SecretClient
-from appliance.cluster.keys import ClusterKeys
+from appliance.cluster.keys import ClusterKeys, SecretState
 from appliance.cluster.peers import Peer, PeerCache
 from appliance.cluster.push import Pusher
 from appliance.cluster.replica import Replica
@@ -113,6 +113,9 @@ class NodeTick:
             self._keys.confirm(chain_hash)
             if self._replica.complete:
                 return None
+        elif self._keys.state is SecretState.GENERATED and not self._keys.was_confirmed:
+            logger.info("another node's master secret was mined first, ours is dropped")
+            await self._replica.replace_secret(self._keys.wipe)
         elif self._keys.initialized:
             logger.warning("the chain shows another master secret than ours")
             self._keys.unconfirm()
