@@ -1,0 +1,183 @@
+"""From a verified caller to a sealed, signed answer: nothing changes unless its answer could be given (protocol §4)."""
+
+import hashlib
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from starlette.responses import Response
+
+from appliance.api.exchange import (
+    ANSWER_SIGNATURE_HEADER,
+    APP_SIGNATURE_HEADER,
+    NEXT_NONCE_HEADER,
+    Answerer,
+    Change,
+    Reading,
+)
+from appliance.auth.envelopes import EnvelopeGate, LabelMemory
+from appliance.auth.pop import PopVerifier, VerifiedPop
+from appliance.tee.software import SoftwareTee
+from kmscore.envelope import LABELS, Envelope, TeePublicKey, parse_tee_pubkey
+from kmscore.errors import Reason, Rejected, Unavailable
+from kmscore.nonce import EnvelopeNonces, NonceIssuer, UsedNonces
+from kmscore.secret import SecretBytes
+from tests.support import wire
+from tests.support.fake_node import FakeClock
+
+pytestmark = pytest.mark.anyio
+
+POP = VerifiedPop("0x" + "ab" * 20, "0x" + "12" * 65, "nonce", 0)
+
+
+class FailingTee:
+    """A software TEE that stops answering: `fails` names the methods."""
+
+    def __init__(self, tee: SoftwareTee) -> None:
+        self._tee = tee
+        self.fails: set[str] = set()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._tee, name)
+
+    async def sign_message(self, message: bytes) -> str:
+        self._check("sign_message")
+        return await self._tee.sign_message(message)
+
+    async def seal(self, plaintext: bytes, peer: TeePublicKey, label: str | None) -> Envelope:
+        self._check("seal")
+        return await self._tee.seal(plaintext, peer, label)
+
+    def _check(self, name: str) -> None:
+        if name in self.fails:
+            raise Unavailable("the TEE provider does not answer")
+
+
+class OneWriter:
+    """The store's write lock, watched."""
+
+    def __init__(self) -> None:
+        self.held = False
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
+        assert not self.held
+        self.held = True
+        try:
+            yield
+        finally:
+            self.held = False
+
+
+class Bench:
+    """An answerer and what it did, in order."""
+
+    def __init__(self, tee: SoftwareTee, wallet: str) -> None:
+        self.tee = FailingTee(tee)
+        self.wallet = wallet
+        self.caller = wire.TeeKey(7)
+        self.writer = OneWriter()
+        self.steps: list[str] = []
+        pop = PopVerifier(
+            wallet=wallet,
+            issuer=NonceIssuer(SecretBytes(bytes(32)), 1000),
+            used=UsedNonces(),
+            clock=FakeClock(),
+            random_bytes=os.urandom,
+            max_age_s=1,
+        )
+        gate = EnvelopeGate(self.tee, EnvelopeNonces(), LabelMemory(LABELS[0]), max_items=100)
+        self.answerer = Answerer(wallet=wallet, tee=self.tee, gate=gate, pop=pop, replica=self.writer)
+
+    def step(self, name: str, answer: dict[str, object]) -> Callable[[], dict[str, object]]:
+        def run() -> dict[str, object]:
+            assert self.writer.held
+            self.steps.append(name)
+            return answer
+
+        return run
+
+    def change(self, planned: dict[str, object], done: dict[str, object] | None = None) -> Change:
+        return Change(self.step("plan", planned), self.step("apply", planned if done is None else done))
+
+    async def answer(self, operation: Reading | Change, extra: dict[str, object] | None = None) -> Response:
+        key = parse_tee_pubkey(self.caller.der)
+        return await self.answerer.answer(
+            operation, pop=POP, key=key, label=None, signature_header=APP_SIGNATURE_HEADER, extra=extra
+        )
+
+    async def refuse(self, error: Rejected | Unavailable) -> Response:
+        return await self.answerer.refuse(error, pop=POP, signature_header=APP_SIGNATURE_HEADER)
+
+    def inner(self, response: Response) -> dict[str, object]:
+        return json.loads(wire.open_envelope(self.caller, json.loads(response.body))[0])
+
+    def assert_signed(self, response: Response) -> None:
+        signature = response.headers[APP_SIGNATURE_HEADER]
+        assert wire.recover_signer(wire.response_text(POP.signature, self.wallet), signature) == self.wallet
+        assert response.headers[NEXT_NONCE_HEADER]
+
+
+@pytest.fixture
+async def bench() -> Bench:
+    tee = SoftwareTee.generate(os.urandom)
+    return Bench(tee, (await tee.identity()).wallet)
+
+
+async def test_an_answer_is_sealed_signed_and_brings_a_nonce(bench: Bench) -> None:
+    response = await bench.answer(Reading({"app_id": 7}), extra={"ext": []})
+    assert bench.inner(response) == {"app_id": 7, "ext": [], "answer_to": POP.nonce}
+    assert response.headers["content-type"] == "application/json"
+    bench.assert_signed(response)
+
+
+async def test_a_change_is_planned_then_applied_under_the_write_lock(bench: Bench) -> None:
+    response = await bench.answer(bench.change({"updated_at_ms": 1}))
+    assert bench.steps == ["plan", "apply"]
+    assert bench.inner(response)["updated_at_ms"] == 1
+    assert not bench.writer.held
+
+
+async def test_the_answer_says_what_was_done_where_that_is_not_what_was_planned(bench: Bench) -> None:
+    response = await bench.answer(bench.change({"merged": 2}, {"merged": 1}))
+    assert bench.inner(response)["merged"] == 1
+
+
+@pytest.mark.parametrize("fails", ["sign_message", "seal"])
+async def test_without_an_answer_nothing_is_changed(bench: Bench, fails: str) -> None:
+    bench.tee.fails = {fails}
+    with pytest.raises(Unavailable):
+        await bench.answer(bench.change({}))
+    assert "apply" not in bench.steps
+    assert not bench.writer.held
+
+
+async def test_a_plan_that_refuses_changes_nothing(bench: Bench) -> None:
+    def refuse() -> dict[str, object]:
+        raise Rejected(Reason.QUOTA, "full")
+
+    with pytest.raises(Rejected):
+        await bench.answer(Change(refuse, bench.step("apply", {})))
+    assert bench.steps == []
+    assert not bench.writer.held
+
+
+@pytest.mark.parametrize(
+    "error", [Rejected(Reason.NOT_FOUND, "no such key"), Unavailable("later", retry_after_s=3.0)], ids=["404", "503"]
+)
+async def test_a_refusal_is_signed_over_its_status_and_body(bench: Bench, error: Rejected | Unavailable) -> None:
+    response = await bench.refuse(error)
+    digest = hashlib.sha256(response.body).hexdigest()
+    text = f"NovaKMS:Answer:{POP.signature}:{response.status_code}:{digest}:{bench.wallet}"
+    assert wire.recover_signer(text, response.headers[ANSWER_SIGNATURE_HEADER]) == bench.wallet
+    bench.assert_signed(response)
+
+
+async def test_a_refusal_goes_out_unsigned_when_nobody_can_sign(bench: Bench) -> None:
+    bench.tee.fails = {"sign_message"}
+    response = await bench.refuse(Rejected(Reason.NOT_FOUND, "no such key"))
+    assert response.status_code == 404
+    assert ANSWER_SIGNATURE_HEADER not in response.headers
+    assert APP_SIGNATURE_HEADER not in response.headers
