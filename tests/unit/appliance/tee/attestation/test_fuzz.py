@@ -4,13 +4,15 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import pytest
+from cryptography import x509
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from appliance.tee.attestation.cbor import encode_cbor
 from appliance.tee.attestation.document import parse_document
 from appliance.tee.attestation.errors import Refused
-from appliance.tee.attestation.verify import VerifiedDocument, verify_document
+from appliance.tee.attestation.verify import VerifiedDocument, attested_identity, verify_document
 from tests.support.attestation import (
     ES384,
     POLICY,
@@ -20,6 +22,12 @@ from tests.support.attestation import (
     indefinite_map,
     members,
 )
+
+# The library warns about such certificates while it reads them; they are refused a moment later.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Parsed a serial number"),
+    pytest.mark.filterwarnings("ignore:Attribute's length must be"),
+]
 
 # Building and verifying takes milliseconds: fewer examples than for pure parsing, and no deadline each.
 EXPENSIVE = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -118,7 +126,12 @@ def test_a_certificate_changed_anywhere_is_refused(position: int, mutation: tupl
     made[position] = mutate(original, *mutation)
     found = verify(document(certificate=made[4], cabundle=made[:4]))
 
-    assert found is None or made[position] == original
+    # What the issuer signed cannot be changed; the signature itself has more than one encoding, as ECDSA's have.
+    assert found is None or signed_part(made[position]) == signed_part(original)
+
+
+def signed_part(der: bytes) -> bytes:
+    return x509.load_der_x509_certificate(der).tbs_certificate_bytes
 
 
 @given(header=st.binary(max_size=12), unprotected=VALUES, signature=st.binary(max_size=120))
@@ -133,8 +146,6 @@ def test_any_envelope_around_a_payload_is_refused(header: bytes, unprotected: An
 @given(key=st.binary(max_size=130), user_data=st.binary(max_size=300))
 @EXPENSIVE
 def test_any_statement_is_an_identity_or_refused(key: bytes, user_data: bytes) -> None:
-    from appliance.tee.attestation.verify import attested_identity
-
     found = verify_document(usual(), POLICY)
     for stated in (replace(found, public_key=key), replace(found, user_data=user_data)):
         try:
