@@ -9,6 +9,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -112,22 +115,25 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def let_through(directory: Path) -> None:
-    """Let another user reach a directory: through every parent that is ours."""
-    for path in (directory, *directory.parents):
-        if path.stat().st_uid == os.geteuid() and path != Path("/"):
-            path.chmod(path.stat().st_mode | 0o011)
+@contextmanager
+def reachable_directory() -> Iterator[Path]:
+    """A temporary directory that another user can reach; pytest's own are closed again by every run that starts."""
+    directory = Path(tempfile.mkdtemp(prefix="nova-kms-image-test-"))
+    directory.chmod(0o755)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="session")
-def cache_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache_copy() -> Iterator[Path]:
     """A copy of the cache with its inputs and kernels, but without build roots: those are unpacked anew."""
-    made = tmp_path_factory.mktemp("cache")
-    shutil.copytree(CACHE / "sha256", made / "sha256")
-    for kernel in (CACHE / "built").glob("kernel-*"):
-        shutil.copytree(kernel, made / "built" / kernel.name)
-    let_through(made)
-    return made
+    with reachable_directory() as made:
+        shutil.copytree(CACHE / "sha256", made / "sha256")
+        for kernel in (CACHE / "built").glob("kernel-*"):
+            shutil.copytree(kernel, made / "built" / kernel.name)
+        yield made
 
 
 @pytest.fixture(scope="session")
@@ -137,10 +143,10 @@ def built(tmp_path_factory: pytest.TempPathFactory, sources: Path) -> Path:
 
 
 @pytest.fixture
-def open_directory(tmp_path: Path) -> Path:
-    """A directory that another user can reach: every parent lets him through."""
-    let_through(tmp_path)
-    return tmp_path
+def open_directory() -> Iterator[Path]:
+    """A directory that another user can reach."""
+    with reachable_directory() as made:
+        yield made
 
 
 def test_a_build_under_other_circumstances_gives_the_same_bytes(built, sources, cache_copy, open_directory):
