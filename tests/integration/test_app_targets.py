@@ -267,20 +267,20 @@ fuzzing = settings(
 
 
 class TestFuzz:
-    @settings(fuzzing, max_examples=200)
+    @settings(fuzzing, max_examples=150)
     @given(endpoint=endpoints, inner=inners)
     def test_no_inner_object_is_a_bug(
         self, fuzzed: RawApp, endpoint: tuple[str, str], inner: dict[str, object]
     ) -> None:
         assert_never_a_bug(fuzzed.send(*endpoint, inner).response, {200, 400, 403, 404})
 
-    @settings(fuzzing, max_examples=100)
+    @settings(fuzzing, max_examples=60)
     @given(endpoint=endpoints, plaintext=st.binary(max_size=60))
     def test_no_sealed_bytes_are_a_bug(self, fuzzed: RawApp, endpoint: tuple[str, str], plaintext: bytes) -> None:
         envelope = wire.seal(fuzzed.identity.tee, fuzzed.target.tee_pubkey, wire.CAPSULE_LABEL, plaintext)
         assert_never_a_bug(fuzzed.send(*endpoint, envelope=envelope).response, {400})
 
-    @settings(fuzzing, max_examples=100)
+    @settings(fuzzing, max_examples=60)
     @given(
         endpoint=endpoints,
         body=st.one_of(
@@ -293,7 +293,7 @@ class TestFuzz:
     def test_no_body_is_a_bug(self, fuzzed: RawApp, endpoint: tuple[str, str], body: bytes) -> None:
         assert_never_a_bug(fuzzed.send(*endpoint, body=body).response, {400, 403})
 
-    @settings(fuzzing, max_examples=100)
+    @settings(fuzzing, max_examples=60)
     @given(
         target=st.lists(
             st.sampled_from(
