@@ -119,7 +119,7 @@ class KmsApi:
         return pop, caller
 
     def _use_up(self, request: Request, pop: VerifiedPop) -> None:
-        """Consume the nonce, once nothing more can be wrong with the request's size; it counts against its wallet now."""
+        """Consume the nonce, now that the size is right; from here the request counts against its wallet."""
         self._pop.consume(pop)
         self._give_back(request)
 

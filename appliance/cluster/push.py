@@ -225,6 +225,8 @@ class Pusher:
         """
         if await self._exchange(peer, progress, entries):
             progress.acked_seq = max(progress.acked_seq, entries[-1][1])
+            for app_id, _, record in entries:
+                progress.parked.pop((app_id, record.key), None)  # an earlier change of it
         elif len(entries) > 1:
             middle = len(entries) // 2
             await self._deliver(peer, progress, entries[:middle], new_parked)
