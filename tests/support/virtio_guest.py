@@ -80,6 +80,12 @@ class DriverRing:
             return os.eventfd_read(self.call) > 0
         return False
 
+    def restart(self) -> None:
+        """Forget what was offered and collected, as a driver does that sets its ring up anew."""
+        self._free = list(range(self.size))
+        self._chains.clear()
+        self._seen = 0
+
     # --- as an attacker ---
 
     def describe(self, slot: int, address: int, size: int, flags: int, following: int = 0) -> None:
@@ -122,12 +128,17 @@ class FrontEnd:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the back end, and let it notice."""
         self.socket.close()
         for ring in self.rings:
             os.close(ring.kick)
             os.close(ring.call)
         self.memory.close()
         os.close(self.descriptor)
+        self.settle()
 
     def settle(self) -> None:
         """Let the back end do everything that there is to do."""

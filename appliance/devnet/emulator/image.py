@@ -30,7 +30,7 @@ def parse_boot_image(data: bytes) -> BootImage:
     """The parts and the measurements of an EIF.
 
     Raises `ConfigError` when it is not well-formed, has a signature section that cannot be read, or a command line that
-    is not ASCII. The signature itself is not verified.
+    is not printable ASCII. The signature itself is not verified.
     """
     try:
         eif = parse_eif(data)
@@ -38,10 +38,9 @@ def parse_boot_image(data: bytes) -> BootImage:
     except ImageError as error:
         raise ConfigError(f"the image cannot be booted: {error}") from error
     kernel, cmdline = eif.first(SectionType.KERNEL) or b"", eif.first(SectionType.CMDLINE) or b""
-    try:
-        text = cmdline.decode("ascii")
-    except UnicodeDecodeError as error:
-        raise ConfigError("the image cannot be booted: its kernel command line is not ASCII") from error
+    text = cmdline.decode("latin-1")
+    if not (text.isascii() and text.isprintable()):
+        raise ConfigError("the image cannot be booted: its kernel command line is not printable ASCII")
     return BootImage(kernel, b"".join(eif.ramdisks()), text, len(data), pcrs)
 
 
