@@ -10,7 +10,7 @@ DEVNET_ARGS ?=
 
 EXTENSION_SOURCES := setup.py pyproject.toml $(wildcard kmscore/*.pyx kmscore/*.pxd kmscore/_ffi/*.pxd)
 
-.PHONY: help setup run test lint bench contracts clean
+.PHONY: help setup run test lint bench contracts image clean
 help:  ## say what each target does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 14
 
@@ -20,13 +20,16 @@ run: setup  ## run a whole cluster on this machine: chain, three nodes, an app; 
 	$(BIN)/nova-kms devnet $(DEVNET_ARGS)
 
 test: setup  ## run the tests (TEST_ARGS go to pytest)
-	$(BIN)/pytest -n 2 --dist loadgroup $(TEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not image" $(TEST_ARGS)
 
 lint: setup  ## ruff, mypy strict on appliance, import arrows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+image: setup  ## build the enclave image from its lock (minutes the first time: the kernel is compiled)
+	$(BIN)/nova-kms image build
 
 bench: setup  ## run the microbenchmarks of the hot paths
 	$(BIN)/pytest bench --benchmark-enable --benchmark-only -p no:xdist $(TEST_ARGS)

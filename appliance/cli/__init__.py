@@ -28,6 +28,7 @@ COMMANDS = {
     "devnet": LazyCommand("appliance.cli.devnet", "devnet", "Run a whole cluster on this machine, for development."),
     "app": LazyCommand("appliance.cli.app", "app", "Use the KMS as an application: derive, put, get, list, delete."),
     "status": LazyCommand("appliance.cli.cluster", "status", "Show a cluster: membership, readiness, master secret."),
+    "image": LazyCommand("enclave_image.cli", "image", "Build, describe, compare and verify enclave images."),
     "nodes": LazyCommand("appliance.cli.cluster", "nodes", "Show what one node knows about the others."),
     "attest": LazyCommand("appliance.cli.attest", "attest", "Verify what a node's enclave proves about itself."),
 }

@@ -9,6 +9,7 @@ import click
 
 from appliance.cli.errors import first_error
 from appliance.settings import Settings
+from appliance.variables import VsockAddress
 from kmscore.errors import ConfigError
 
 
@@ -42,7 +43,9 @@ def serve() -> None:
     harden_process(LinuxCalls(), lock_memory=settings.in_enclave)
     raise_descriptor_limit()
     try:
-        anyio.run(serve_node, settings, backend_options={"use_uvloop": True})
+        # uvloop drops connections on vsock without a word; asyncio serves them.
+        use_uvloop = not isinstance(settings.bind_addr, VsockAddress)
+        anyio.run(serve_node, settings, backend_options={"use_uvloop": use_uvloop})
     except Exception as raised:
         error = first_error(raised)
         if isinstance(error, ConfigError):
