@@ -12,13 +12,16 @@ from eth_account.typed_transactions import TypedTransaction
 from hexbytes import HexBytes
 
 from appliance.http import new_http_client
+from appliance.tee.nsm.module import SecureModule
+from appliance.tee.nsm.provider import NsmTee
 from appliance.tee.odyn import OdynTee
-from appliance.tee.port import Eip1559Transaction, TeeProvider
+from appliance.tee.port import MAX_ATTESTATION_NONCE_BYTES, Eip1559Transaction, TeeProvider
 from appliance.tee.software import SoftwareTee
 from kmscore.envelope import LABELS, Envelope, encode_envelope, parse_envelope
-from kmscore.errors import InvariantBroken, Reason, Rejected
+from kmscore.errors import InvariantBroken, Reason, Rejected, Unavailable
 from kmscore.pop import recover_signer
 from tests.support.odyn_emulator import OdynEmulator, serve_odyn
+from tests.support.secure_module import CONFIG_DIGEST, SecureModuleBench
 
 pytestmark = pytest.mark.anyio
 
@@ -44,19 +47,30 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture(scope="module")
-def runtimes() -> Iterator[dict[str, str]]:
+def module() -> SecureModuleBench:
+    """The secure module of the enclave that every provider here stands in."""
+    return SecureModuleBench().bind()
+
+
+@pytest.fixture(scope="module")
+def runtimes(module: SecureModuleBench) -> Iterator[dict[str, str]]:
     """One runtime for each label it may have: label -> base URL."""
     with ExitStack() as servers:
-        yield {label: servers.enter_context(serve_odyn(OdynEmulator(label=label))) for label in LABELS}
+        yield {
+            label: servers.enter_context(serve_odyn(OdynEmulator(label=label, secure_module=module.exchange)))
+            for label in LABELS
+        }
 
 
-@pytest.fixture(params=["software", *(f"odyn, {label}" for label in LABELS)])
+@pytest.fixture(params=["software", "nsm", *(f"odyn, {label}" for label in LABELS)])
 async def tee(
-    request: pytest.FixtureRequest, client: httpx.AsyncClient, runtimes: dict[str, str]
+    request: pytest.FixtureRequest, client: httpx.AsyncClient, runtimes: dict[str, str], module: SecureModuleBench
 ) -> AsyncIterator[TeeProvider]:
     provider: TeeProvider
     if request.param == "software":
-        provider = SoftwareTee.generate(os.urandom)
+        provider = SoftwareTee.generate(os.urandom, attestor=SecureModule(module.exchange))
+    elif request.param == "nsm":
+        provider = await NsmTee.generate(SecureModule(module.exchange), config_digest=CONFIG_DIGEST)
     else:
         provider = OdynTee(client, runtimes[request.param.removeprefix("odyn, ")])
     yield provider
@@ -207,6 +221,49 @@ async def test_more_random_bytes_than_anything_needs_are_a_bug(tee: TeeProvider)
         await tee.random_bytes(1025)
 
 
+@pytest.mark.parametrize("nonce", [None, b"\0", b"nonce", bytes(64), bytes(range(256)) * 2])
+async def test_its_document_states_its_identity_and_carries_the_nonce(
+    tee: TeeProvider, module: SecureModuleBench, nonce: bytes | None
+) -> None:
+    identity = await tee.identity()
+
+    document = await tee.attest(nonce)
+
+    assert module.verify(document, None).nonce == nonce
+    stated = module.identity_in(document, nonce)
+    assert (stated.wallet, stated.tee_pubkey) == (identity.wallet, identity.tee_pubkey)
+
+
+async def test_only_a_provider_that_extended_it_states_a_configuration(
+    tee: TeeProvider, module: SecureModuleBench, request: pytest.FixtureRequest
+) -> None:
+    stated = module.identity_in(await tee.attest(None), None)
+
+    assert stated.config_digest == (CONFIG_DIGEST if request.node.callspec.params["tee"] == "nsm" else None)
+
+
+async def test_every_document_is_made_anew(tee: TeeProvider) -> None:
+    assert len({await tee.attest(None) for _ in range(3)}) == 3
+
+
+async def test_a_nonce_larger_than_a_document_takes_is_a_bug(tee: TeeProvider) -> None:
+    with pytest.raises(InvariantBroken):
+        await tee.attest(bytes(MAX_ATTESTATION_NONCE_BYTES + 1))
+
+
+async def test_a_module_that_does_not_answer_makes_attestation_unavailable_and_nothing_else(
+    tee: TeeProvider, module: SecureModuleBench
+) -> None:
+    await tee.identity()
+    module.respond = lambda _: b"\xa1\x65Error\x6dInternalError"
+    try:
+        with pytest.raises(Unavailable):
+            await tee.attest(b"nonce")
+        assert await tee.sign_message(b"x")
+    finally:
+        module.respond = module.nsm.handle
+
+
 async def test_nothing_works_after_closing_which_may_happen_twice(tee: TeeProvider, peer: SoftwareTee) -> None:
     theirs = (await peer.identity()).tee_pubkey
     envelope = await sealed_to(tee, peer, b"{}")
@@ -223,6 +280,7 @@ async def test_nothing_works_after_closing_which_may_happen_twice(tee: TeeProvid
         lambda: tee.seal(b"{}", theirs, None),
         lambda: tee.open(envelope, theirs),
         lambda: tee.random_bytes(1),
+        lambda: tee.attest(None),
     ):
         with pytest.raises(InvariantBroken):
             await call()

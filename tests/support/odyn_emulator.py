@@ -14,7 +14,7 @@ import secrets
 import socket
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from eth_hash.auto import keccak
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -36,6 +36,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from appliance.tee.attestation.cbor import decode_cbor, encode_cbor
 
 CURRENT_LABEL = "capsule-ecdh-aes256gcm-v1"
 BODY_LIMIT_BYTES = 10 * 1024 * 1024
@@ -60,16 +62,22 @@ class Faults:
     answers: dict[str, tuple[int, bytes]] = field(default_factory=dict)  # status and raw body instead of the real one
     members: dict[str, dict[str, object]] = field(default_factory=dict)  # members of the JSON answer to replace
     sign_with_another_key: bool = False
-    attestation: str = "drop"  # or "refuse": 400
+    attestation: str = "ask"  # the secure module, without which the connection is dropped; or "refuse": 400
 
 
 class OdynEmulator:
     """One runtime: its keys, its replay memory, its faults; `app` is the ASGI application."""
 
     def __init__(
-        self, *, label: str = CURRENT_LABEL, wallet_scalar: int | None = None, agreement_scalar: int | None = None
+        self,
+        *,
+        label: str = CURRENT_LABEL,
+        wallet_scalar: int | None = None,
+        agreement_scalar: int | None = None,
+        secure_module: Callable[[bytes], bytes] | None = None,
     ) -> None:
         self.label = label
+        self._secure_module = secure_module
         self.faults = Faults()
         self.calls: Counter[str] = Counter()
         self._set_keys(wallet_scalar, agreement_scalar)
@@ -133,6 +141,8 @@ class OdynEmulator:
             if path in self.faults.answers:
                 status, raw = self.faults.answers[path]
                 return Response(raw, status, media_type="application/json")
+            if isinstance(answer, bytes):
+                return Response(answer, media_type="application/cbor")
             return JSONResponse({**answer, **self.faults.members.get(path, {})})
 
         return Route(path, endpoint, methods=[method])
@@ -188,10 +198,29 @@ class OdynEmulator:
     def _random(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"random_bytes": "0x" + secrets.token_hex(32)}
 
-    def _attestation(self, _: dict[str, Any]) -> dict[str, Any]:
+    def _attestation(self, request: dict[str, Any]) -> bytes:
         if self.faults.attestation == "refuse":
             raise BadRequest("attestation is not configured")
-        raise HandlerFailed
+        nonce, pem, user_data = (request.get(name) for name in ("nonce", "public_key", "user_data"))
+        if not isinstance(user_data, dict | None):
+            raise BadRequest("user_data must be a JSON object")
+        if self._secure_module is None:
+            raise HandlerFailed
+        public_key = self.public_der
+        if pem is not None:
+            # Of a key that it is given only the point is left.
+            loaded = load_pem_public_key(pem.encode())
+            public_key = loaded.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+        arguments = {
+            "user_data": json.dumps({**(user_data or {}), "eth_addr": self.address}, separators=(",", ":")).encode(),
+            "nonce": None if nonce is None else base64.b64decode(nonce, validate=True),
+            "public_key": public_key,
+        }
+        answer = decode_cbor(self._secure_module(encode_cbor({"Attestation": arguments})))
+        try:
+            return answer["Attestation"]["document"]
+        except KeyError as error:
+            raise HandlerFailed from error
 
     def _public_key(self, _: dict[str, Any]) -> dict[str, Any]:
         der = self.public_der

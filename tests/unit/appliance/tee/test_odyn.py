@@ -15,6 +15,7 @@ from appliance.tee.software import SoftwareTee
 from kmscore.envelope import AgreementKey, Envelope, TeePublicKey, encode_envelope
 from kmscore.errors import InvariantBroken, KmsError, Reason, Rejected, Unavailable
 from tests.support.odyn_emulator import OdynEmulator, serve_odyn
+from tests.support.secure_module import SecureModuleBench
 
 pytestmark = pytest.mark.anyio
 
@@ -25,6 +26,7 @@ RANDOM = "/v1/random"
 PUBLIC_KEY = "/v1/encryption/public_key"
 ENCRYPT = "/v1/encryption/encrypt"
 DECRYPT = "/v1/encryption/decrypt"
+ATTEST = "/v1/attestation"
 
 TX = Eip1559Transaction(84532, 0, 1, 2, 21_000, "0x" + "6a" * 20, 0, b"\x01")
 PEER = AgreementKey.from_scalar(7).public
@@ -37,7 +39,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[OdynEmulator, str]]:
-    emulator = OdynEmulator()
+    emulator = OdynEmulator(secure_module=SecureModuleBench().exchange)
     with serve_odyn(emulator) as url:
         yield emulator, url
 
@@ -81,10 +83,11 @@ async def every_call(tee: OdynTee) -> dict[str, Callable[[], object]]:
         DECRYPT: lambda: tee.open(envelope, peer),
         ADDRESS: tee.refresh_identity,
         PUBLIC_KEY: tee.refresh_identity,
+        ATTEST: lambda: tee.attest(b"nonce"),
     }
 
 
-ALL = (SIGN, SIGN_TX, RANDOM, ENCRYPT, DECRYPT, ADDRESS, PUBLIC_KEY)
+ALL = (SIGN, SIGN_TX, RANDOM, ENCRYPT, DECRYPT, ADDRESS, PUBLIC_KEY, ATTEST)
 
 
 async def test_the_identity_is_read_once_even_by_many_at_a_time(
@@ -210,7 +213,7 @@ async def test_an_answer_that_cannot_be_used_is_unavailable_and_not_repeated(
     )
 
 
-@pytest.mark.parametrize("path", [SIGN, SIGN_TX, RANDOM, ADDRESS, PUBLIC_KEY])
+@pytest.mark.parametrize("path", [SIGN, SIGN_TX, RANDOM, ADDRESS, PUBLIC_KEY, ATTEST])
 async def test_an_answer_without_end_is_cut(tee: OdynTee, emulator: OdynEmulator, path: str) -> None:
     call = (await every_call(tee))[path]
     emulator.faults.answers[path] = (200, b" " * (MAX_ANSWER_BYTES + 1) + b"{}")
@@ -220,6 +223,7 @@ async def test_an_answer_without_end_is_cut(tee: OdynTee, emulator: OdynEmulator
 
 
 @pytest.mark.parametrize(("path", "status", "error"), [
+    (ATTEST, 400, Unavailable),
     (SIGN, 400, Unavailable), (SIGN_TX, 400, Unavailable), (RANDOM, 400, Unavailable), (ENCRYPT, 400, Unavailable),
     (DECRYPT, 400, Rejected), (ENCRYPT, 413, Rejected), (DECRYPT, 413, Rejected),
 ])  # fmt: skip
@@ -289,7 +293,7 @@ async def test_an_identity_whose_key_does_not_sign_for_it_is_not_taken(
     assert (await tee.identity()).wallet == emulator.address
 
 
-@pytest.mark.parametrize("path", [SIGN, SIGN_TX, ENCRYPT, ADDRESS])
+@pytest.mark.parametrize("path", [SIGN, SIGN_TX, ENCRYPT, ADDRESS, ATTEST])
 async def test_a_restarted_runtime_is_noticed_and_ends_the_provider(
     tee: OdynTee, emulator: OdynEmulator, path: str
 ) -> None:
@@ -343,6 +347,21 @@ async def test_bytes_that_are_not_text_are_a_bug(tee: OdynTee) -> None:
     assert failure.value.__context__ is None
     with pytest.raises(InvariantBroken):
         await tee.sign_message(b"\xff")
+
+
+async def test_a_document_that_was_not_made_for_this_call_never_leaves(tee: OdynTee, emulator: OdynEmulator) -> None:
+    for document in (await tee.attest(b"another"), await tee.attest(None)):
+        emulator.faults.answers[ATTEST] = (200, document)
+        with pytest.raises(Unavailable, match="cannot be used"):
+            await tee.attest(b"nonce")
+    assert await tee.refresh_identity() == await tee.identity()
+
+
+async def test_a_runtime_that_attests_to_nothing_is_unavailable(tee: OdynTee, emulator: OdynEmulator) -> None:
+    emulator.faults.attestation = "refuse"
+
+    with pytest.raises(Unavailable, match="refuses"):
+        await tee.attest(None)
 
 
 async def test_random_bytes_are_joined_from_as_many_blocks_as_needed(tee: OdynTee, emulator: OdynEmulator) -> None:

@@ -1,12 +1,14 @@
 """The emulator of the platform's API against what is known about that API, so that tests on it mean something."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from tests.support.odyn_emulator import REPLAY_MEMORY, OdynEmulator, serve_odyn
+from tests.support.secure_module import SecureModuleBench
 
 ENCLAVE_SCALAR = int.from_bytes(b"\x11" * 48)
 CLIENT_SPKI = (
@@ -157,3 +159,25 @@ def test_what_it_encrypts_comes_without_a_prefix(client: httpx.Client) -> None:
     assert answer["enclave_public_key"] == ENCLAVE_SPKI
     assert len(bytes.fromhex(answer["nonce"])) == 12
     assert len(bytes.fromhex(answer["encrypted_data"])) == 3 + 16
+
+
+def test_a_document_states_what_the_runtime_adds_and_cuts() -> None:
+    module = SecureModuleBench()
+    emulator = OdynEmulator(secure_module=module.exchange)
+    with serve_odyn(emulator) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        bare = client.post("/v1/attestation", json={})
+        pem = client.get("/v1/encryption/public_key").json()["public_key_pem"]
+        full = client.post(
+            "/v1/attestation",
+            json={"nonce": "bm9uY2U=", "public_key": pem, "user_data": {"eth_addr": "0x00", "a": 1}},
+        )
+        refused = client.post("/v1/attestation", json={"user_data": "YQ=="})
+
+    assert bare.headers["content-type"] == "application/cbor"
+    stated = module.verify(bare.content, None)
+    assert (stated.public_key, stated.nonce) == (emulator.public_der, None)
+    assert stated.user_data == b'{"eth_addr":"%b"}' % emulator.address.encode()
+    stated = module.verify(full.content, b"nonce")
+    assert stated.public_key == emulator.public_der[-97:]
+    assert json.loads(stated.user_data or b"") == {"eth_addr": emulator.address, "a": 1}
+    assert refused.status_code == 400
