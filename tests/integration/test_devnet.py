@@ -56,6 +56,11 @@ class RunningDevnet:
         eventually(ready, READY_S)
         self.look_for_children()
 
+    def run(self, *arguments: str) -> str:
+        """What another command, told this devnet's directory, prints."""
+        command = [NOVA, *arguments, "--devnet", str(self.directory)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True).stdout
+
     def await_end(self) -> int:
         eventually(lambda: self.process.poll() is not None, STOPPED_S)
         return self.process.returncode
@@ -103,14 +108,17 @@ def started(tmp_path: Path) -> Iterator[list[RunningDevnet]]:
         devnet.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_running_devnet_stops_everything_it_started(
-    started: list[RunningDevnet], tmp_path: Path, number: signal.Signals
+@pytest.mark.parametrize(("number", "nodes"), [(signal.SIGINT, 2), (signal.SIGTERM, 1)])
+def test_a_running_devnet_can_be_used_and_stops_everything_it_started(
+    started: list[RunningDevnet], tmp_path: Path, number: signal.Signals, nodes: int
 ) -> None:
-    devnet = RunningDevnet(tmp_path, "--nodes", "2")
+    devnet = RunningDevnet(tmp_path, "--nodes", str(nodes))
     started.append(devnet)
     devnet.await_ready()
-    assert len(devnet.seen) >= 3, "a chain and two nodes"
+    assert len(devnet.seen) > nodes, "the nodes and their chain"
+    assert f"{nodes} of {nodes}" in devnet.run("status")
+    devnet.run("app", "put", "greeting", "hello")
+    assert devnet.run("app", "get", "greeting").strip() == "hello"
     if number is signal.SIGINT:
         os.killpg(devnet.process.pid, number)  # a terminal sends Ctrl-C to the whole group
     else:
@@ -119,7 +127,7 @@ def test_a_running_devnet_stops_everything_it_started(
     assert devnet.left_over() == set()
     assert "Traceback" not in devnet.output(), devnet.output()
     assert code == 0, devnet.output()
-    for number_of_node in (1, 2):
+    for number_of_node in range(1, nodes + 1):
         log = (devnet.directory / f"node-{number_of_node}.log").read_text()
         assert "stopped serving" in log, "nodes are stopped in order, not killed"
         assert "CRITICAL" not in log
@@ -150,21 +158,3 @@ def test_once_demonstrates_and_ends_with_0(started: list[RunningDevnet], tmp_pat
     assert devnet.process.returncode == 0, devnet.output()
     assert devnet.left_over() == set()
     assert "What the example app did" in devnet.output()
-
-
-def test_other_commands_find_a_running_devnet_by_its_directory(started: list[RunningDevnet], tmp_path: Path) -> None:
-    devnet = RunningDevnet(tmp_path, "--nodes", "1")
-    started.append(devnet)
-    devnet.await_ready()
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [NOVA, *arguments, "--devnet", str(devnet.directory)], cwd=ROOT, capture_output=True, text=True, timeout=30
-        )
-
-    status = run("status")
-    assert status.returncode == 0, status.stderr
-    assert "1 of 1" in status.stdout
-    assert run("app", "put", "greeting", "hello").returncode == 0
-    got = run("app", "get", "greeting")
-    assert (got.returncode, got.stdout.strip()) == (0, "hello")

@@ -120,9 +120,8 @@ class TestFromOlderPeers:
         request = {"type": "master_secret_request", "ecdh_pubkey": wire.TeeKey().der.hex()}
         assert peer.sync(request, None).status == 503, "what the chain does not confirm is never handed on"
 
-    @pytest.mark.parametrize("fault", ["500", "garbage"])
-    def test_a_peer_whose_snapshot_fails_makes_nobody_serve_an_empty_store(self, cluster: Cluster, fault: str) -> None:
-        legacy = cluster.add_legacy("legacy", env={"LEGACY_SNAPSHOT": fault})
+    def test_a_peer_whose_snapshot_fails_makes_nobody_serve_an_empty_store(self, cluster: Cluster) -> None:
+        legacy = cluster.add_legacy("legacy", env={"LEGACY_SNAPSHOT": "500"})
         app = cluster.register_app()
         cluster.app_at(app, legacy).put("kept", b"x")
         nova = started_and_admitted(cluster, cluster.nova("nova"))

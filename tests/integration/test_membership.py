@@ -18,6 +18,7 @@ from tests.support.scenarios import (
 
 pytestmark = [pytest.mark.chain, pytest.mark.cluster, pytest.mark.xdist_group("membership")]
 
+QUICK = {"KMS_NODE_TICK_SECONDS": "0.3"}
 NOT_LISTED = "self not in KMS node list"
 UNKNOWN_STATUS = 9
 # The code of a contract that reverts whatever it is asked.
@@ -30,9 +31,9 @@ class Duo:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.chain = cluster.chain
-        self.steady: Node = cluster.add_nova("steady")
+        self.steady: Node = cluster.add_nova("steady", env=QUICK)
         self.own_version = self.chain.kms_version = self.chain.enroll_version(KMS_APP_ID)
-        self.changing: Node = cluster.add_nova("changing")
+        self.changing: Node = cluster.add_nova("changing", env=QUICK)
         self.app: AppHandle = cluster.register_app()
         self.at_steady = cluster.app_at(self.app, self.steady)
         self.at_changing = cluster.app_at(self.app, self.changing)
