@@ -79,8 +79,8 @@ class Refused(Exception):
 class FakeNode:
     """One node; `store` may be shared by several, as if replication took no time.
 
-    `public` holds what open endpoints answer. `faults` are used up one per other request; `always` stays. `ran` lists
-    what was executed, `asked` every request.
+    `public` holds what open endpoints answer, `attestation` answers that one if it is offered. `faults` are used up one
+    per other request; `always` stays. `ran` lists what was executed, `asked` every request.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class FakeNode:
         self.faults: list[Fault] = []
         self.always: Fault | None = None
         self.always_at_nonce: Fault | None = None
+        self.attestation: Fault | None = None
         self.public: dict[str, object] = {}
         self.asked: list[str] = []
         self.ran: list[str] = []
@@ -116,6 +117,8 @@ class FakeNode:
             if self.always_at_nonce is not None:
                 return await self.always_at_nonce(self, request)
             return httpx.Response(200, json={"nonce": self.issue_nonce()})
+        if request.url.path == "/attestation" and self.attestation is not None:
+            return await self.attestation(self, request)
         if request.url.path in self.public:
             return httpx.Response(200, json=self.public[request.url.path])
         fault = self.faults.pop(0) if self.faults else self.always
