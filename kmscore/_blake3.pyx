@@ -40,8 +40,6 @@ cdef extern from *:
 cdef enum:
     BLOCK_BYTES = 64
     CHUNK_BLOCKS = 16
-    # 2^64 bytes are 2^54 chunks, and the stack holds one chaining value for each bit of the number of whole chunks.
-    STACK_DEPTH = 54
     GIL_FREE_FROM = 8192  # bytes: about 10 microseconds of work
 
 # BLAKE3 specification, table 3: domain flags.
@@ -50,7 +48,6 @@ cdef enum:
     CHUNK_END = 2
     PARENT = 4
     ROOT = 8
-    KEYED_HASH = 16
     DERIVE_KEY_CONTEXT = 32
     DERIVE_KEY_MATERIAL = 64
 
@@ -62,20 +59,6 @@ cdef struct Node:
     uint64_t counter
     uint32_t block_size
     uint32_t flags
-
-
-cdef struct State:
-    uint32_t[8] key
-    uint32_t flags
-    # The chunk that is being filled; the last block of a chunk waits until it is known whether it is the root.
-    uint32_t[8] chaining
-    uint8_t[64] block
-    uint32_t block_size
-    uint32_t blocks_done
-    uint64_t chunk
-    # Chaining values of whole subtrees, largest first.
-    uint32_t depth
-    uint32_t[8 * STACK_DEPTH] stack
 
 
 # Overflow checks are off in the kernels: words are modulo 2^32 and lose bits in shifts on purpose. The other sums are

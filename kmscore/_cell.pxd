@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from kmscore._memory cimport Memory, claim
+from kmscore._siphash cimport HashKey
 from kmscore._table cimport Node
 from kmscore._vclock cimport ClockEntry, Writer, max_number
 
@@ -19,6 +20,8 @@ cdef enum:
     RECORD_COST = 128  # what a record counts beyond key and ciphertext (store §1)
     MAX_LEVEL = 16     # of the change log: enough for 4^16 records
     NO_HEAP = 0xFFFFFFFF
+    DIGEST_BYTES = 16  # of a record, a range, a namespace: keyed, so nobody outside the cluster can look for collisions
+    LARGE_VALUE = 512  # bytes: the digest of a larger value is kept, so that a leaf never costs more than its records
 
 
 cdef enum CellState:
@@ -32,6 +35,37 @@ cdef enum CellState:
 cdef enum:
     BY_EXPIRY = 0
     BY_TURN = 1
+
+
+# Until when a tombstone is kept counts from its receipt; every other record may be in heaps instead.
+cdef union Place:
+    uint32_t heap_at[2]   # index in the heap of each slot, or NO_HEAP
+    int64_t received_at_ms
+
+
+# What lies in a trie: a cell, or a namespace.
+cdef struct Item:
+    Item *next
+
+
+# An inner node of a trie: sixteen ranges of positions, each a chain of items or, where `branches` has a bit, another
+# branch. `digests` holds what is known of each range; it is out of date where `stale` has a bit.
+cdef struct Branch:
+    void *slots[16]
+    uint8_t digests[16 * 16]
+    size_t count
+    uint16_t branches
+    uint16_t stale
+
+
+cdef struct Trie:
+    Branch *top           # NULL: everything is in `chain`
+    Item *chain
+    size_t count
+    HashKey key           # of the positions of cells
+    bint of_spaces
+    bint stale
+    uint8_t digest[16]
 
 
 cdef struct Tower:
@@ -48,15 +82,17 @@ cdef struct Cell:
     Writer *source        # the peer that sent exactly this version and payload, or NULL
     Cell *prev            # in the queue of its state
     Cell *next
+    Item item             # in the trie of its namespace, when `counted`
     int64_t seq
     int64_t updated_at_ms
     int64_t ttl_ms
-    int64_t received_at_ms
-    uint32_t heap_at[2]   # index in the heap of each slot, or NO_HEAP
+    Place place
     uint16_t entries      # of the clock
     uint8_t level
     uint8_t state
     uint8_t by_snapshot
+    uint8_t counted
+    uint8_t hashed        # the digest of a large value stands behind the clock
 
 
 cdef struct Queue:
@@ -76,8 +112,9 @@ cdef struct Heap:
     int slot
 
 
-# A namespace. `floor` is the largest record ever evicted, stripped to key and time.
+# A namespace, with the trie of its live records; it is itself in the trie of namespaces while that holds any. `floor` is the largest record ever evicted, stripped to key and time.
 cdef struct Space:
+    Item item             # first: an item of the trie of namespaces is a namespace
     PyObject *app_id      # borrowed from the Namespace object that holds this struct
     uint64_t number       # tells namespaces apart in the hash of a key
     Space *next_emptied
@@ -92,6 +129,9 @@ cdef struct Space:
     Queue retained_cells  # in the order in which they expired
     Heap evictable
     Cell *floor
+    Trie trie
+    uint64_t position     # in the trie of namespaces; it and the key of `trie` are set before the first record is counted
+    uint8_t app[32]       # the app id, big-endian
 
 
 # Every cell in the order of its newest change: a skip list, doubly linked on all levels, so that unlinking needs no
@@ -107,6 +147,11 @@ cdef inline Tower *towers(const Cell *cell) noexcept nogil:
 
 cdef inline char *cell_key(const Cell *cell) noexcept nogil:
     return <char *>(towers(cell) + cell.level)
+
+
+# An item of a namespace's trie is a member of its cell.
+cdef inline Cell *cell_of(const Item *item) noexcept nogil:
+    return <Cell *>(<char *>item - <size_t>&(<Cell *>NULL).item)
 
 
 cdef inline size_t value_size(const Cell *cell) noexcept nogil:
@@ -133,7 +178,7 @@ cdef inline Cell *new_cell(Memory *memory, size_t level, size_t key_size) noexce
     if cell != NULL:
         memset(cell, 0, sizeof(Cell))
         cell.level = <uint8_t>level
-        cell.heap_at[BY_EXPIRY] = cell.heap_at[BY_TURN] = NO_HEAP
+        cell.place.heap_at[BY_EXPIRY] = cell.place.heap_at[BY_TURN] = NO_HEAP
     return cell
 
 

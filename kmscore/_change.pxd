@@ -6,7 +6,13 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from kmscore._cell cimport (
+    BY_EXPIRY,
+    BY_TURN,
+    DIGEST_BYTES,
+    LARGE_VALUE,
     LIVE,
+    NO_HEAP,
+    PyBytes_GET_SIZE,
     TOMBSTONE,
     Cell,
     Space,
@@ -71,9 +77,9 @@ cdef inline bint reserve_live(Core *core, Space *space) noexcept nogil:
 
 
 # The element-wise maximum of a stored version (`cell` may be NULL) and another one, with interned writers, each held
-# once; NULL: out of memory, nothing held.
+# once, and `spare` bytes behind it; NULL: out of memory, nothing held.
 cdef inline ClockEntry *hold_joined(
-    Core *core, const Cell *cell, const ClockEntry *theirs, size_t m, size_t *entries
+    Core *core, const Cell *cell, const ClockEntry *theirs, size_t m, size_t *entries, size_t spare
 ) noexcept nogil:
     cdef const ClockEntry *ours = cell.clock if cell != NULL else NULL
     cdef size_t n = cell.entries if cell != NULL else 0
@@ -81,7 +87,7 @@ cdef inline ClockEntry *hold_joined(
     cdef Writer *writer
     cdef size_t i
     entries[0] = join_clocks(ours, n, theirs, m, NULL)
-    clock = <ClockEntry *>claim(&core.memory, entries[0] * sizeof(ClockEntry))
+    clock = <ClockEntry *>claim(&core.memory, entries[0] * sizeof(ClockEntry) + spare)
     if clock == NULL:
         return NULL
     join_clocks(ours, n, theirs, m, clock)
@@ -120,9 +126,12 @@ cdef inline void drop_parts(Core *core, const Cell *known, Parts *parts) noexcep
 cdef inline bint claim_parts(
     Core *core, Space *space, Cell *known, const Change *change, Parts *parts
 ) noexcept nogil:
+    cdef size_t spare = 0
+    if change.value != NULL and PyBytes_GET_SIZE(change.value) > LARGE_VALUE:
+        spare = DIGEST_BYTES
     parts.cell = known
     parts.source = NULL
-    parts.clock = hold_joined(core, known, change.clock, change.entries, &parts.entries)
+    parts.clock = hold_joined(core, known, change.clock, change.entries, &parts.entries, spare)
     if known == NULL:
         parts.cell = make_cell(core, space, change.key.data, change.key.size)
     if change.source.data != NULL:
@@ -197,8 +206,12 @@ cdef inline bint apply_change(
     cell.by_snapshot = change.by_snapshot
     cell.updated_at_ms = change.updated_at_ms
     cell.ttl_ms = change.ttl_ms
-    cell.received_at_ms = now_ms
+    cell.hashed = False
     cell.state = LIVE if change.value != NULL else TOMBSTONE
+    if cell.state == TOMBSTONE:
+        cell.place.received_at_ms = now_ms
+    else:
+        cell.place.heap_at[BY_EXPIRY] = cell.place.heap_at[BY_TURN] = NO_HEAP
     if known == NULL:
         table_insert(&core.cells, &core.memory, &cell.node)
         space.cells += 1

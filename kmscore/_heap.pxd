@@ -29,7 +29,7 @@ cdef inline bint comes_before(const HeapItem *a, const HeapItem *b) noexcept nog
 
 cdef inline void heap_place(Heap *heap, size_t index, HeapItem item) noexcept nogil:
     heap.items[index] = item
-    item.cell.heap_at[heap.slot] = <uint32_t>index
+    item.cell.place.heap_at[heap.slot] = <uint32_t>index
 
 
 cdef inline void heap_rise(Heap *heap, size_t index) noexcept nogil:
@@ -111,12 +111,12 @@ cdef inline void heap_trim(Heap *heap, Memory *memory) noexcept nogil:
 
 
 cdef inline void heap_remove(Heap *heap, Memory *memory, Cell *cell) noexcept nogil:
-    cdef size_t index = cell.heap_at[heap.slot]
+    cdef size_t index = cell.place.heap_at[heap.slot]
     cdef HeapItem last = heap.items[heap.count - 1]
     heap.count -= 1
     if index < heap.count:
         heap_place(heap, index, last)
         heap_rise(heap, index)
-        heap_sink(heap, last.cell.heap_at[heap.slot])
-    cell.heap_at[heap.slot] = NO_HEAP
+        heap_sink(heap, last.cell.place.heap_at[heap.slot])
+    cell.place.heap_at[heap.slot] = NO_HEAP
     heap_trim(heap, memory)

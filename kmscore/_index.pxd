@@ -2,7 +2,7 @@
 # its state together (attach, detach). Only what lacks `nogil` touches the reference count of a value.
 
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from kmscore._cell cimport (
@@ -16,6 +16,7 @@ from kmscore._cell cimport (
     PyBytes_AS_STRING,
     Queue,
     Space,
+    Trie,
     cell_key,
     cell_size,
     expires_at,
@@ -30,6 +31,7 @@ from kmscore._memory cimport Memory, release
 from kmscore._merge cimport View
 from kmscore._siphash cimport HashKey, siphash24
 from kmscore._table cimport Node, Table, bucket_of, table_open, table_remove
+from kmscore._trie cimport trie_remove, trie_touch
 from kmscore._vclock cimport ClockEntry, Writer, drop_writer
 
 
@@ -55,6 +57,14 @@ cdef struct Bounds:
     bint evict
 
 
+# The digests of store §5: which changes they cover, and under which key.
+cdef struct Digests:
+    Trie spaces
+    int64_t seq
+    bint keyed
+    uint8_t key[32]
+
+
 cdef struct Core:
     Memory memory
     Bounds bounds
@@ -74,11 +84,13 @@ cdef struct Core:
     int64_t live_bytes
     size_t tombstone_count
     int64_t total_bytes    # of all states: what the store limit bounds
+    Digests digests
 
 
 cdef inline bint core_open(Core *core) noexcept nogil:
     core.expiring.slot = core.retained.slot = BY_EXPIRY
     core.retained_by_seq.slot = BY_TURN
+    core.digests.spaces.of_spaces = True
     return (
         table_open(&core.cells, &core.memory)
         and table_open(&core.writers, &core.memory)
@@ -192,6 +204,19 @@ cdef inline void detach(Core *core, Cell *cell) noexcept nogil:
         core.live_bytes -= size
 
 
+# Takes a record out of the digests. It was put there by a refresh, not by the change that stored it.
+cdef inline void uncount_cell(Core *core, Cell *cell) noexcept nogil:
+    cdef Space *space = cell.space
+    if not cell.counted:
+        return
+    cell.counted = False
+    trie_remove(&space.trie, &core.memory, &cell.item)
+    if space.trie.count > 0:
+        trie_touch(&core.digests.spaces, &space.item)
+    else:
+        trie_remove(&core.digests.spaces, &core.memory, &space.item)
+
+
 # Moves up to `budget` records whose time is over out of the live ones. What is left over, or cannot be moved for want
 # of memory, waits for the next call; reads look at the time themselves.
 cdef inline void notice_expired(Core *core, int64_t now_ms, size_t budget) noexcept nogil:
@@ -205,6 +230,7 @@ cdef inline void notice_expired(Core *core, int64_t now_ms, size_t budget) noexc
         detach(core, cell)
         cell.state = RETAINED
         attach(core, cell)
+        uncount_cell(core, cell)
         budget -= 1
 
 
@@ -243,6 +269,7 @@ cdef inline void free_cell(Core *core, Cell *cell) noexcept:
 
 # Takes a detached cell out of table and log; it then belongs to nobody.
 cdef inline void unlink_cell(Core *core, Cell *cell) noexcept nogil:
+    uncount_cell(core, cell)
     log_remove(cell)
     table_remove(&core.cells, &core.memory, &cell.node)
     cell.space.cells -= 1

@@ -1,4 +1,5 @@
-"""The replicated in-memory store of one node: namespaces, their records, and the log of local changes (store §1-§4).
+"""The replicated in-memory store of one node: namespaces, their records, the log of local changes, and digests of what
+is live (store §1-§5).
 
 Every operation costs O(1) or O(log n) in the number of records, or what it returns. The store refuses to read a clock,
 to make random numbers and to know plaintext: callers pass in the time, the seed of the keyed hash and ciphertexts. It
@@ -12,15 +13,18 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.long cimport PyLong_CheckExact
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_CheckExact, PyUnicode_DecodeUTF8
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from kmscore._cell cimport (
     BY_TURN,
+    DIGEST_BYTES,
     RECORD_COST,
     Cell,
+    Item,
     Space,
     cell_key,
+    cell_of,
     cell_size,
     is_visible,
     log_after,
@@ -37,6 +41,19 @@ from kmscore._decide cimport (
     decide,
     find_room,
 )
+from kmscore._digest cimport (
+    PROGRESS_DONE,
+    PROGRESS_NO_MEMORY,
+    Found,
+    Progress,
+    Range,
+    begin_digests,
+    find_range,
+    hash_item,
+    lies_in,
+    range_digests,
+    refresh,
+)
 from kmscore._index cimport (
     NOTICES_PER_CALL,
     NOTICES_UNDER_PRESSURE,
@@ -51,9 +68,11 @@ from kmscore._index cimport (
 from kmscore._memory cimport release
 from kmscore._merge cimport INSERTED, REPLACED_BY_VERSION, View
 from kmscore._record cimport Record, make_record, view_of_record
+from kmscore._secret cimport SecretBytes, wipe_memory
 from kmscore._siphash cimport HashKey
 from kmscore._siphash cimport siphash24 as siphash24_kernel
 from kmscore._table cimport table_close
+from kmscore._trie cimport DEPTH, FANOUT
 from kmscore._vclock cimport (
     MAX_CLOCK_ENTRIES,
     MAX_WRITER_BYTES,
@@ -78,9 +97,11 @@ cdef extern from "Python.h":
 cdef enum:
     SEED_BYTES = 16
     SEAL_BYTES = 28        # nonce and tag of a value at rest (protocol §5)
+    DIGEST_KEY_BYTES = 32
     SCANS_PER_BATCH = 10000  # positions of the log one `since` looks at: some 100 µs when all are left out
 
 cdef tuple OUTCOMES = tuple(MergeOutcome)
+cdef str HEX_DIGITS = "0123456789abcdef"
 
 
 # An own write that has been found acceptable, and what it will store. `space` and `cell` are NULL when there are none.
@@ -122,6 +143,19 @@ cdef Text name_of(object name) except *:
     text.size = <size_t>size
     if text.size > MAX_WRITER_BYTES:
         raise bad_field("a writer's name is too long")
+    return text
+
+
+cdef Text key_text(key) except *:
+    cdef Text text
+    cdef Py_ssize_t size = 0
+    if not PyUnicode_CheckExact(key):
+        raise bad_field("key must be text")
+    try:
+        text.data = PyUnicode_AsUTF8AndSize(key, &size)
+    except UnicodeEncodeError:
+        raise bad_field("key must be text that UTF-8 can hold") from None
+    text.size = <size_t>size
     return text
 
 
@@ -178,6 +212,7 @@ cdef class Store:
         release(&self.core.memory, self.core.retained_by_seq.items)
         table_close(&self.core.cells, &self.core.memory)
         table_close(&self.core.writers, &self.core.memory)
+        wipe_memory(&self.core.digests, sizeof(self.core.digests))
 
     @property
     def last_seq(self) -> int:
@@ -362,6 +397,90 @@ cdef class Store:
             seq = self.core.log.last_seq
         return Batch(records=list(zip(app_ids, seqs, records)), next_seq=seq, done=done)
 
+    # --- digests ---
+
+    def find(self, app_id, key):
+        """What is stored under `key`, tombstones and expired records included, or None.
+
+        Keys of peers may be longer than our own apps'. Raises Rejected (bad_field) for a key that is not text.
+        """
+        cdef Text text = key_text(key)
+        cdef Cell *cell = find_cell(&self.core, self._find_space(app_id), text.data, text.size)
+        return record_of(cell) if cell != NULL else None
+
+    def track_digests(self, SecretBytes key not None) -> None:
+        """Makes digests with this key of 32 bytes from now on (store §5).
+
+        A change of key forgets what was computed, in time proportional to the records; the same key again costs
+        nothing. Raises Rejected (bad_field) for a key of another size.
+        """
+        cdef const unsigned char *key32 = key.pointer()
+        cdef unsigned int different = 0
+        cdef size_t i
+        if key.size != DIGEST_KEY_BYTES:
+            raise bad_field("the key of digests must be 32 bytes")
+        for i in range(<size_t>DIGEST_KEY_BYTES):
+            different |= key32[i] ^ self.core.digests.key[i]
+        if different or not self.core.digests.keyed:
+            begin_digests(&self.core, key32)
+
+    def refresh_digests(self, int64_t now_ms, int64_t budget=2000) -> bool:
+        """Brings the digests up to date with the records that are live now; False when the budget did not suffice.
+
+        `budget` counts blocks of BLAKE3, roughly: the default is below a millisecond. One value of any size may come
+        on top. Puts and merges do nothing for digests, so the cost of all changes since the last call is paid here.
+        Raises Rejected (bad_field) before `track_digests`; MemoryError, and the next call goes on.
+        """
+        cdef Progress progress
+        if not self.core.digests.keyed:
+            raise bad_field("there is no key for digests")
+        progress = refresh(&self.core, now_ms, budget)
+        if progress == PROGRESS_NO_MEMORY:
+            raise MemoryError()
+        return progress == PROGRESS_DONE
+
+    def digest_children(self, app_id, str prefix not None) -> list:
+        """The digests, 16 bytes each, of the sixteen parts of a range, as of the last refresh (store §5).
+
+        `app_id` names a namespace; None is the level of all namespaces. `prefix` is up to 15 lower-case hex digits: the
+        beginning of the positions in the range. Raises Rejected (bad_field) for another prefix.
+        """
+        cdef uint8_t digests[FANOUT * DIGEST_BYTES]
+        cdef Range wanted = self._range_of(app_id, prefix, DEPTH - 1)
+        cdef bytes joined
+        if wanted.trie == NULL:
+            return [bytes(DIGEST_BYTES)] * FANOUT
+        range_digests(&self.core, &wanted, digests)
+        joined = (<char *>digests)[:FANOUT * DIGEST_BYTES]
+        return [joined[start:start + DIGEST_BYTES] for start in range(0, FANOUT * DIGEST_BYTES, DIGEST_BYTES)]
+
+    def digest_items(self, app_id, str prefix not None):
+        """What lies in a range of at most 32 records: a list of (key, digest); None when the range holds more.
+
+        For `app_id` None the list is of (app id, digest of the namespace). `prefix` is up to 16 lower-case hex digits.
+        Raises Rejected (bad_field) for another prefix.
+        """
+        cdef Range wanted = self._range_of(app_id, prefix, DEPTH)
+        cdef uint8_t digest[DIGEST_BYTES]
+        cdef list names = []
+        cdef list digests = []
+        cdef Found found
+        cdef Item *item
+        if wanted.trie == NULL:
+            return []
+        found = find_range(&wanted)
+        if found.branch != NULL:
+            return None
+        item = found.chain
+        # Nothing here makes an object that the garbage collector tracks, for the reason given in `since`.
+        while item != NULL:
+            if lies_in(wanted.trie, item, wanted.start, wanted.nibbles):
+                hash_item(&self.core, wanted.trie, item, digest)
+                names.append(<object>(<Space *>item).app_id if app_id is None else key_of(cell_of(item)))
+                digests.append((<char *>digest)[:DIGEST_BYTES])
+            item = item.next
+        return list(zip(names, digests))
+
     # --- upkeep ---
 
     def sweep(self, int64_t now_ms, int64_t acked_seq, Py_ssize_t budget=1000) -> int:
@@ -411,7 +530,7 @@ cdef class Store:
                 return core.retained_by_seq.items[0].cell
             if core.retained.items[0].rank < horizon_ms:
                 return core.retained.items[0].cell
-        if oldest != NULL and oldest.received_at_ms <= horizon_ms and oldest.seq <= acked_seq:
+        if oldest != NULL and oldest.place.received_at_ms <= horizon_ms and oldest.seq <= acked_seq:
             return oldest
         return NULL
 
@@ -466,11 +585,37 @@ cdef class Store:
         cdef PyObject *found = PyDict_GetItemWithError(self.namespaces, app_id)
         return &(<Namespace>found).space if found != NULL else NULL
 
+    # A range of the namespace, or of the namespaces; its trie is NULL when there is no such namespace.
+    cdef Range _range_of(self, app_id, str prefix, Py_ssize_t longest) except *:
+        cdef Range wanted
+        cdef Space *space
+        cdef str digit
+        cdef Py_ssize_t value
+        if len(prefix) > longest:
+            raise bad_field("the prefix of a range is too long")
+        wanted.start = 0
+        wanted.nibbles = 0
+        for digit in prefix:
+            value = HEX_DIGITS.find(digit)
+            if value < 0:
+                raise bad_field("the prefix of a range must be lower-case hex digits")
+            wanted.start |= <uint64_t>value << (60 - 4 * wanted.nibbles)
+            wanted.nibbles += 1
+        if app_id is None:
+            wanted.trie = &self.core.digests.spaces
+        else:
+            space = self._find_space(app_id)
+            wanted.trie = &space.trie if space != NULL else NULL
+        return wanted
+
     # The namespace of an app id that is valid and has none; it goes again when nothing is put into it.
     cdef Space *_make_space(self, app_id) except NULL:
         cdef Namespace namespace = Namespace.__new__(Namespace)
+        cdef bytes encoded
         namespace.app_id = app_id
         namespace.space.app_id = <PyObject *>app_id
+        encoded = app_id.to_bytes(32, "big")
+        memcpy(namespace.space.app, <const char *>encoded, 32)
         namespace.space.evictable.slot = BY_TURN
         self.core.spaces_made += 1
         namespace.space.number = self.core.spaces_made

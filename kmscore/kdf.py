@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from kmscore.blake3 import blake3_derive_key
 from kmscore.errors import InvariantBroken, Reason, Rejected
 from kmscore.keccak import keccak256
 from kmscore.secret import SecretBytes
@@ -24,6 +25,7 @@ TAG_BYTES: Final = 16
 _SYNC_APP_ID: Final = 0
 _SYNC_PATH: Final = "sync_hmac_key"
 _DATA_PATH: Final = "data_key"
+_DIGEST_CONTEXT: Final = "nova-kms 2026-11-20 anti-entropy digests"
 
 
 def derive_app_key(master: SecretBytes, app_id: int, path: str, context: str = "", length: int = 32) -> bytes:
@@ -63,6 +65,14 @@ def derive_data_key(master: SecretBytes, app_id: int) -> SecretBytes:
 def derive_sync_key(master: SecretBytes) -> SecretBytes:
     """The key of `X-Sync-Signature`, 32 bytes. Raises like `derive_app_key`."""
     return SecretBytes(derive_app_key(master, _SYNC_APP_ID, _SYNC_PATH))
+
+
+def derive_digest_key(sync_key: SecretBytes) -> SecretBytes:
+    """The key of the digests by which nodes compare their stores, 32 bytes (store §5).
+
+    BLAKE3's own key derivation, so that digests and `X-Sync-Signature` share no key.
+    """
+    return SecretBytes(blake3_derive_key(_DIGEST_CONTEXT, sync_key.reveal()))
 
 
 def master_secret_hash(master: SecretBytes) -> bytes:

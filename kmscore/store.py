@@ -1,4 +1,4 @@
-"""The replicated store: what callers import (store §1 to §4)."""
+"""The replicated store: what callers import (store §1 to §5)."""
 
 from kmscore._record import Record, encode_record, merge_records, parse_record
 from kmscore._store import Store

@@ -1,9 +1,12 @@
-"""The replicated store, slow and obvious (dictionaries, sorting, scans): the oracle of kmscore.store (store §1-§4)."""
+"""The replicated store, slow and obvious (dictionaries, sorting, scans): the oracle of kmscore.store (store §1-§5)."""
 
 import copy
 from dataclasses import dataclass, field, replace
 
+from kmscore._store import siphash24
+from kmscore.blake3 import blake3_keyed
 from kmscore.errors import Reason, Rejected
+from kmscore.secret import SecretBytes
 from kmscore.store_types import (
     Batch,
     MergeOutcome,
@@ -16,6 +19,10 @@ from kmscore.store_types import (
 
 MAX_NUMBER = 1 << 62
 MAX_ENTRIES = 1024
+DIGEST_BYTES = 16
+LEAF_ITEMS = 32
+DEPTH = 16
+LARGE_VALUE = 512
 NEVER_EVICTS = (-1, b"")  # the turn of a tombstone: it pushes nothing out
 
 
@@ -137,6 +144,65 @@ def merge_records(ours: Record | None, theirs: Record) -> tuple[MergeOutcome, Re
     return MergeOutcome.IGNORED_CONCURRENT_TIE_BREAK, replace(ours, version=version)
 
 
+class Digests:
+    """The digests of some records, computed afresh for every question (store §5)."""
+
+    def __init__(self, key: bytes, records: dict[int, dict[str, Record]]) -> None:
+        self.key = key
+        self.apps = {app_id: app for app_id, app in records.items() if app}
+        self.positions: dict[tuple[int, str | None], str] = {}
+
+    def children(self, app_id: int | None, prefix: str) -> list[bytes]:
+        return [self.range(app_id, prefix + digit) for digit in "0123456789abcdef"]
+
+    def items(self, app_id: int | None, prefix: str) -> list[tuple[int | str, bytes]] | None:
+        inside = self._inside(app_id, prefix)
+        return None if len(inside) > LEAF_ITEMS else [(name, self._item(app_id, name)) for name in inside]
+
+    def range(self, app_id: int | None, prefix: str) -> bytes:
+        inside = self._inside(app_id, prefix)
+        if not inside:
+            return bytes(DIGEST_BYTES)
+        if len(inside) > LEAF_ITEMS and len(prefix) < DEPTH:
+            return self._hash(4, *self.children(app_id, prefix))
+        return self._hash(3, *sorted(self._item(app_id, name) for name in inside))
+
+    def record(self, app_id: int, record: Record) -> bytes:
+        key, value = record.key.encode(), record.value or b""
+        clock = sorted((name.encode(), counter) for name, counter in record.version.items())
+        return self._hash(
+            2,
+            app_id.to_bytes(32, "big"),
+            len(key).to_bytes(4, "big") + key,
+            record.updated_at_ms.to_bytes(8, "big") + record.ttl_ms.to_bytes(8, "big"),
+            len(clock).to_bytes(4, "big"),
+            *(bytes([len(name)]) + name + counter.to_bytes(8, "big") for name, counter in clock),
+            b"\1" + value if len(value) <= LARGE_VALUE else b"\2" + self._hash(5, value),
+        )
+
+    def position(self, app_id: int, key: str | None) -> str:
+        if (app_id, key) not in self.positions:
+            self.positions[app_id, key] = self._position(app_id, key)
+        return self.positions[app_id, key]
+
+    def _position(self, app_id: int, key: str | None) -> str:
+        derived = self._hash(1, app_id.to_bytes(32, "big"), length=24)
+        if key is None:
+            return f"{int.from_bytes(derived[16:], 'little'):016x}"
+        return f"{siphash24(derived[:16], key.encode()):016x}"
+
+    def _inside(self, app_id: int | None, prefix: str) -> list[int | str]:
+        if app_id is None:
+            return [app for app in self.apps if self.position(app, None).startswith(prefix)]
+        return [key for key in self.apps.get(app_id, {}) if self.position(app_id, key).startswith(prefix)]
+
+    def _item(self, app_id: int | None, name: int | str) -> bytes:
+        return self.range(name, "") if app_id is None else self.record(app_id, self.apps[app_id][name])
+
+    def _hash(self, tag: int, *parts: bytes, length: int = DIGEST_BYTES) -> bytes:
+        return blake3_keyed(self.key, bytes([tag]) + b"".join(parts), length)
+
+
 @dataclass
 class Entry:
     record: Record
@@ -174,6 +240,7 @@ class Store:
         self.newest_ms: dict[int, int] = {}
         self.last_seq = 0
         self.notices = 0
+        self.digests = Digests(bytes(32), {})
 
     # --- own writes ---
 
@@ -305,6 +372,33 @@ class Store:
             seq = entry.seq
         return Batch(records, self.last_seq, done=True)
 
+    # --- digests ---
+
+    def find(self, app_id: int, key: str) -> Record | None:
+        entry = self.apps.get(app_id, {}).get(key)
+        return entry.record if entry is not None else None
+
+    def track_digests(self, key: SecretBytes) -> None:
+        self.digests = Digests(key.reveal(), {})
+
+    def refresh_digests(self, now_ms: int, budget: int = 2000) -> bool:
+        del budget
+        self._notice(now_ms)
+        live = {
+            app_id: {key: entry.record for key, entry in entries.items() if entry.live}
+            for app_id, entries in self.apps.items()
+        }
+        self.digests = Digests(self.digests.key, live)
+        return True
+
+    def digest_children(self, app_id: int | None, prefix: str) -> list[bytes]:
+        self._check_prefix(prefix, DEPTH - 1)
+        return self.digests.children(app_id, prefix)
+
+    def digest_items(self, app_id: int | None, prefix: str) -> list[tuple[int | str, bytes]] | None:
+        self._check_prefix(prefix, DEPTH)
+        return self.digests.items(app_id, prefix)
+
     # --- upkeep ---
 
     def sweep(self, now_ms: int, acked_seq: int, budget: int = 1000) -> int:
@@ -356,6 +450,10 @@ class Store:
             check_key(key, max(self.limits.max_key_bytes, self.limits.max_peer_key_bytes if known else 0))
         except RecordRefused:
             raise Rejected(Reason.BAD_FIELD, "key") from None
+
+    def _check_prefix(self, prefix: str, longest: int) -> None:
+        if len(prefix) > longest or set(prefix) - set("0123456789abcdef"):
+            raise Rejected(Reason.BAD_FIELD, "prefix")
 
     def _own_version(self, known: Entry | None, now_ms: int) -> dict[str, int]:
         version = dict(known.record.version) if known else {}

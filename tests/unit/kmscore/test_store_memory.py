@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 
+from kmscore.secret import SecretBytes
 from kmscore.store import Record, Store
 from kmscore.store_types import StoreLimits
 
@@ -36,6 +37,66 @@ def test_a_record_with_three_writers_and_a_ttl_costs_at_most_the_budget():
     for i in range(50_000):
         store.merge(1, Record(f"key-{i:06}", b"v", dict.fromkeys(WRITERS, 7), NOW, 60_000), NOW, WRITERS[1])
     assert store.memory_used() / 50_000 - 10 <= BUDGET
+
+
+@pytest.mark.parametrize("count", [1_000, 70_000, 140_000])
+def test_with_digests_of_everything_a_record_costs_at_most_the_budget(count):
+    # The larger ones are about where most leaves have just become branches: the worst a tree can be.
+    store = Store(WRITERS[0], LIMITS, seed=bytes(16))
+    store.track_digests(SecretBytes(bytes(32)))
+    for i in range(count):
+        store.merge(1, Record(f"key-{i:06}", b"v", dict.fromkeys(WRITERS, 7), NOW), NOW, WRITERS[1])
+    while not store.refresh_digests(NOW):
+        pass
+    assert store.memory_used() / count - 10 <= BUDGET
+
+
+def test_memory_of_digests_is_given_back():
+    store = Store(WRITERS[0], LIMITS, seed=bytes(16))
+    empty = store.memory_used()
+    for key in (bytes(32), bytes([1]) * 32):
+        store.track_digests(SecretBytes(key))
+        for i in range(20_000):
+            store.put(i % 50, f"key-{i}", b"v" * (500 + i % 30), 1 + i % 9, NOW)
+        while not store.refresh_digests(NOW):
+            pass
+    while store.sweep(NOW + 100, store.last_seq) > 0:
+        pass
+    assert store.memory_used() < empty + 4_096
+
+
+def test_running_out_of_memory_for_digests_loses_nothing():
+    out = run_child("""
+        import resource
+        from kmscore.secret import SecretBytes
+        from kmscore.store import Store, StoreLimits
+
+        def root(store):
+            while not store.refresh_digests(1000):
+                pass
+            return store.digest_children(None, "")
+
+        limits = StoreLimits(max_app_bytes=1 << 40, max_store_bytes=1 << 40)
+        starved, fed = (Store("me", limits, seed=bytes(16)) for _ in range(2))
+        for store in (starved, fed):
+            store.track_digests(SecretBytes(bytes(32)))
+            for i in range(40_000):
+                store.put(i % 30, f"k{i}", b"v", 0, 1000)
+        with open("/proc/self/statm") as statm:
+            held = int(statm.read().split()[0]) * resource.getpagesize()
+        limit = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (held, limit[1]))
+        failures = 0
+        for _ in range(1000):
+            try:
+                starved.refresh_digests(1000)
+            except MemoryError:
+                failures += 1
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+        assert root(starved) == root(fed)
+        print(failures)
+    """)
+    assert int(out) > 10
 
 
 def test_memory_of_forgotten_records_is_given_back():
