@@ -37,6 +37,8 @@ from appliance.chain.kms_registry import KmsRegistry
 from appliance.chain.registry import NovaRegistry
 from appliance.chain.rpc import ChainReader
 from appliance.clock import Clock, SystemClock
+from appliance.cluster.anti_entropy import AntiEntropy
+from appliance.cluster.digests import DigestServer
 from appliance.cluster.handover import SecretClient, SecretServer
 from appliance.cluster.keys import ClusterKeys
 from appliance.cluster.node_tick import NodeTick
@@ -88,6 +90,7 @@ class Node:
     app: ASGIApp
     node_tick: NodeTick
     sync_tick: SyncTick
+    anti_entropy: AntiEntropy
     sweeper: Sweeper
     keys: ClusterKeys
 
@@ -225,6 +228,7 @@ def build_node(
             keys=keys,
             replica=replica,
             snapshots=SnapshotServer(replica, max_answer_bytes=max_snapshot_bytes),
+            digests=DigestServer(replica, keys, clock),
             secrets=SecretServer(keys, random_bytes),
             pusher=pusher,
             wallet_limiter=wallet_limiter,
@@ -249,8 +253,19 @@ def build_node(
         rng=rng,
     )
     sync_tick = SyncTick(peers=peers, keys=keys, pusher=pusher, availability=availability)
+    anti_entropy = AntiEntropy(
+        own_wallet=identity.wallet,
+        peers=peers,
+        keys=keys,
+        replica=replica,
+        transport=transport,
+        snapshots=snapshots,
+        pusher=pusher,
+        availability=availability,
+        clock=clock,
+    )
     sweeper = Sweeper(replica=replica, peers=peers, pusher=pusher, clock=clock)
-    return Node(identity, ErrorBoundary(endpoints), node_tick, sync_tick, sweeper, keys)
+    return Node(identity, ErrorBoundary(endpoints), node_tick, sync_tick, anti_entropy, sweeper, keys)
 
 
 async def serve(settings: Settings) -> None:
@@ -332,6 +347,15 @@ async def _run(
             )
         )
         group.start_soon(lambda: run_periodically("sweep", node.sweeper.run_once, interval_s=SWEEP_INTERVAL_S, rng=rng))
+        if settings.anti_entropy_interval_seconds > 0:
+            group.start_soon(
+                lambda: run_periodically(
+                    "anti_entropy",
+                    node.anti_entropy.run_once,
+                    interval_s=settings.anti_entropy_interval_seconds,
+                    rng=rng,
+                )
+            )
         logger.info("serving", extra={"wallet": short(node.identity.wallet), "address": repr(settings.bind_addr)})
         await server.serve(sockets=[listener])
         group.cancel_scope.cancel()

@@ -12,12 +12,15 @@ from appliance.api.exchange import PEER_SIGNATURE_HEADER, Answerer, Change, Read
 from appliance.api.limits import RateLimiter
 from appliance.auth.envelopes import EnvelopeGate
 from appliance.auth.pop import PEER_HEADERS, PopVerifier, VerifiedPop, parse_pop_headers
+from appliance.cluster.digests import DigestServer
 from appliance.cluster.handover import SecretServer
 from appliance.cluster.keys import ClusterKeys
 from appliance.cluster.messages import (
     DELTA,
+    DIGEST_REQUEST,
     EXTENSIONS,
     MASTER_SECRET_REQUEST,
+    RECORDS_REQUEST,
     SNAPSHOT_PAGE_REQUEST,
     SNAPSHOT_REQUEST,
 )
@@ -52,6 +55,7 @@ class SyncApi:
         keys: ClusterKeys,
         replica: Replica,
         snapshots: SnapshotServer,
+        digests: DigestServer,
         secrets: SecretServer,
         pusher: Pusher,
         wallet_limiter: RateLimiter,
@@ -67,6 +71,7 @@ class SyncApi:
         self._keys = keys
         self._replica = replica
         self._snapshots = snapshots
+        self._digests = digests
         self._secrets = secrets
         self._pusher = pusher
         self._wallet_limiter = wallet_limiter
@@ -78,6 +83,8 @@ class SyncApi:
             DELTA: self._delta,
             SNAPSHOT_REQUEST: self._snapshot,
             SNAPSHOT_PAGE_REQUEST: self._snapshot_page,
+            DIGEST_REQUEST: self._digest,
+            RECORDS_REQUEST: self._records,
             MASTER_SECRET_REQUEST: self._master_secret,
         }
 
@@ -173,8 +180,22 @@ class SyncApi:
         self._require_complete()
         return Reading(self._snapshots.page(inner))
 
+    async def _digest(self, _peer: Peer, inner: Inner) -> Reading:
+        self._require_comparable()
+        return Reading(await self._digests.ranges(inner))
+
+    async def _records(self, _peer: Peer, inner: Inner) -> Reading:
+        self._require_comparable()
+        return Reading(self._digests.records(inner))
+
     async def _master_secret(self, _peer: Peer, inner: Inner) -> Reading:
         return Reading(self._secrets.answer(inner))
+
+    def _require_comparable(self) -> None:
+        """A node that was cut off for long gives nothing away that the cluster may have forgotten (store §1)."""
+        self._require_complete()
+        if self._pusher.isolated:
+            raise Unavailable("this node was cut off and has not caught up yet")
 
     def _require_complete(self) -> None:
         if not self._replica.complete:

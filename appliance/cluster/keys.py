@@ -8,7 +8,14 @@ from enum import StrEnum
 
 from appliance.clock import Clock
 from kmscore.errors import InvariantBroken, Unavailable
-from kmscore.kdf import DataCipher, derive_app_key, derive_data_key, derive_sync_key, master_secret_hash
+from kmscore.kdf import (
+    DataCipher,
+    derive_app_key,
+    derive_data_key,
+    derive_digest_key,
+    derive_sync_key,
+    master_secret_hash,
+)
 from kmscore.secret import SecretBytes
 
 MAX_CACHED_CIPHERS = 4096
@@ -30,6 +37,7 @@ class ClusterKeys:
         self._secret: SecretBytes | None = None
         self._secret_hash = b""
         self._sync_key: SecretBytes | None = None
+        self._digest_key: SecretBytes | None = None
         self._confirmed_at_ms: int | None = None
         self.was_confirmed = False
         self._ciphers: OrderedDict[int, DataCipher] = OrderedDict()
@@ -65,6 +73,11 @@ class ClusterKeys:
     def sync_key(self) -> SecretBytes | None:
         """The key of `X-Sync-Signature`; None until a secret is confirmed."""
         return self._sync_key if self.confirmed else None
+
+    @property
+    def digest_key(self) -> SecretBytes | None:
+        """The key of the store's digests (store §5); None until a secret is confirmed."""
+        return self._digest_key if self.confirmed else None
 
     def confirmed_within(self, age_s: float) -> bool:
         """Whether the chain confirmed the secret at most `age_s` seconds ago."""
@@ -131,12 +144,13 @@ class ClusterKeys:
 
     def wipe(self) -> None:
         """Forget everything secret."""
-        for secret in (self._secret, self._sync_key):
+        for secret in (self._secret, self._sync_key, self._digest_key):
             if secret is not None:
                 secret.wipe()
         self._secret = None
         self._secret_hash = b""
         self._sync_key = None
+        self._digest_key = None
         self._confirmed_at_ms = None
         self.was_confirmed = False
         self._ciphers.clear()
@@ -148,3 +162,4 @@ class ClusterKeys:
         self._secret = secret
         self._secret_hash = master_secret_hash(secret)
         self._sync_key = derive_sync_key(secret)
+        self._digest_key = derive_digest_key(self._sync_key)

@@ -3,11 +3,14 @@
 DELTA = "delta"
 SNAPSHOT_REQUEST = "snapshot_request"
 SNAPSHOT_PAGE_REQUEST = "snapshot_page_request"
+DIGEST_REQUEST = "digest_request"
+RECORDS_REQUEST = "records_request"
 MASTER_SECRET_REQUEST = "master_secret_request"  # noqa: S105 - a message type
 
 # Extensions are announced in every inner answer and used only towards peers that announce them.
 EXT_SNAPSHOT_PAGES = "snapshot_pages"
-EXTENSIONS = (EXT_SNAPSHOT_PAGES,)
+EXT_ANTI_ENTROPY = "anti_entropy"
+EXTENSIONS = (EXT_SNAPSHOT_PAGES, EXT_ANTI_ENTROPY)
 
 # store §4: at most 500 records and 1.5 MiB a request. A body is about four times its ciphertexts (hex in JSON in hex).
 PUSH_RECORDS = 500

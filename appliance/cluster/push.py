@@ -138,6 +138,12 @@ class Pusher:
             default=self._replica.store.last_seq,
         )
 
+    @property
+    def isolated(self) -> bool:
+        """Whether nothing may be given to peers before a snapshot of one has been taken over (store §1)."""
+        self._notice_isolation()
+        return self._isolated
+
     def progress_of(self, wallet: str) -> PeerProgress | None:
         return self._progress.get(wallet)
 

@@ -207,15 +207,16 @@ class Replica:
 
         Raises `Unavailable` when they were checked against a master secret that has been replaced since.
         """
+        return self._report(incoming, self.merge_each(incoming, source, snapshot=snapshot))
+
+    def merge_each(self, incoming: IncomingRecords, source: str, *, snapshot: bool = False) -> list[MergeOutcome]:
+        """`merge`, with what became of each record in `incoming.accepted`."""
         self._keys.require_generation(incoming.generation)
         now_ms = self._clock.now_ms()
-        return self._report(
-            incoming,
-            [
-                self.store.merge(app_id, record, now_ms, source=source, snapshot=snapshot)
-                for app_id, record in incoming.accepted
-            ],
-        )
+        return [
+            self.store.merge(app_id, record, now_ms, source=source, snapshot=snapshot)
+            for app_id, record in incoming.accepted
+        ]
 
     def _report(self, incoming: IncomingRecords, outcomes: Sequence[MergeOutcome]) -> MergeReport:
         reasons = Counter(incoming.refused)
