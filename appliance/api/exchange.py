@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import anyio
 from starlette.responses import Response
 
 from appliance.api.errors import response_for
@@ -23,6 +24,8 @@ NEXT_NONCE_HEADER = "X-KMS-Next-Nonce"
 ANSWER_SIGNATURE_HEADER = "X-KMS-Answer-Signature"
 APP_SIGNATURE_HEADER = "X-KMS-Response-Signature"
 PEER_SIGNATURE_HEADER = "X-KMS-Peer-Signature"
+# A refusal is often that the TEE provider does not answer: its caller has waited long enough.
+REFUSAL_SIGNING_DEADLINE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +98,12 @@ class Answerer:
         response = response_for(error)
         body_sha256 = hashlib.sha256(bytes(response.body)).hexdigest()
         try:
-            signature = await self._tee.sign_message(response_text(pop.signature, self._wallet))
-            answer_signature = await self._tee.sign_message(
-                answer_text(pop.signature, response.status_code, body_sha256, self._wallet)
-            )
-        except Unavailable:
+            with anyio.fail_after(REFUSAL_SIGNING_DEADLINE_S):
+                signature = await self._tee.sign_message(response_text(pop.signature, self._wallet))
+                answer_signature = await self._tee.sign_message(
+                    answer_text(pop.signature, response.status_code, body_sha256, self._wallet)
+                )
+        except (Unavailable, TimeoutError):
             return response
         response.headers[signature_header] = signature
         response.headers[ANSWER_SIGNATURE_HEADER] = answer_signature
