@@ -16,10 +16,11 @@ TIMEOUT_S = 15.0
 
 
 class AttestationApi:
-    """Lets anyone ask who this node is; one document is made at a time."""
+    """Lets anyone ask who this node is; one document is made at a time, and waited for `timeout_s` seconds."""
 
-    def __init__(self, tee: TeeProvider) -> None:
+    def __init__(self, tee: TeeProvider, *, timeout_s: float = TIMEOUT_S) -> None:
         self._tee = tee
+        self._timeout_s = timeout_s
         self._turn = anyio.Lock()
         self._waiting = 0
 
@@ -33,7 +34,7 @@ class AttestationApi:
             raise Unavailable("too many ask for attestation documents", retry_after_s=1.0)
         self._waiting += 1
         try:
-            with anyio.fail_after(TIMEOUT_S):
+            with anyio.fail_after(self._timeout_s):
                 async with self._turn:
                     return await self._tee.attest(nonce)
         except TimeoutError:

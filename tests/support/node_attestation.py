@@ -42,8 +42,6 @@ class Attesters:
             moment = FakeClock(wall_ms=self.clock.now_ms() - late_ms)
             registers = PcrBank(dict(IMAGE.pcrs) if pcrs is None else pcrs)
             nsm = SoftwareNsm(MODULE_ID, registers, self._root.issuer(MODULE_ID), moment)
-                MODULE_ID, PcrBank(dict(IMAGE.pcrs) if pcrs is None else pcrs), self._root.issuer(MODULE_ID), moment
-            )
             arguments = {
                 "public_key": tee_pubkey or node.tee.der,
                 "user_data": encode_statement(wallet or node.wallet.address, None),
