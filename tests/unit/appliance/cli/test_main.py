@@ -23,7 +23,14 @@ def test_help_lists_every_command_and_shows_how_to_begin() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["app"], ["status"], ["nodes"], *(["app", name] for name in ("derive", "put", "get", "list", "delete"))],
+    [
+        ["app"],
+        ["status"],
+        ["nodes"],
+        ["attest"],
+        ["attest", "verify"],
+        *(["app", name] for name in ("derive", "put", "get", "list", "delete")),
+    ],
     ids=" ".join,
 )
 def test_every_command_explains_itself(arguments: list[str]) -> None:
