@@ -1,9 +1,10 @@
 """A test guest boots in QEMU and does what an enclave does: heartbeat, attestation, registers, vsock, power off.
 
-Run with `pytest -m image tests/integration/test_emulator_boot.py`. It needs a C compiler with a static libc, and QEMU 11
-or newer. Where there is none, this machine's apt fetches Debian's, about 60 MB, and it fetches Debian's kernel, about
-40 MB; nothing is installed, and no privilege is needed. Both are kept in ~/.cache/nova-kms, or where NOVA_KMS_CACHE
-says. With the project's own kernel, which `nova-kms image build` leaves in the same place, everything runs a second time.
+Run with `pytest -m image tests/integration/test_emulator_boot.py`. It needs a C compiler with a static libc, and QEMU
+11 or newer. Where there is none, this machine's apt fetches Debian's, about 60 MB, and it fetches Debian's kernel,
+about 40 MB; nothing is installed, and no privilege is needed. Both are kept in ~/.cache/nova-kms, or where
+NOVA_KMS_CACHE says. With the project's own kernel, which `nova-kms image build` leaves in the same place, everything
+runs a second time.
 """
 
 import contextlib

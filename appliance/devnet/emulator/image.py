@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from enclave_image.eif import Eif, SectionType, parse_eif
+from enclave_image.eif import FLAG_AARCH64, Eif, SectionType, parse_eif
 from enclave_image.errors import ImageError
 from enclave_image.measure import measure_eif, pcr3_of_role, pcr4_of_instance, pcr8_of_certificate
 from enclave_image.signature import read_signature_section
@@ -29,14 +29,16 @@ class BootImage:
 def parse_boot_image(data: bytes) -> BootImage:
     """The parts and the measurements of an EIF.
 
-    Raises `ConfigError` when it is not well-formed, has a signature section that cannot be read, or a command line that
-    is not printable ASCII. The signature itself is not verified.
+    Raises `ConfigError` when it is not well-formed, has a signature section that cannot be read, is for aarch64, or has
+    a command line that is not printable ASCII. The signature itself is not verified.
     """
     try:
         eif = parse_eif(data)
         pcrs = _image_pcrs(eif)
     except ImageError as error:
         raise ConfigError(f"the image cannot be booted: {error}") from error
+    if eif.flags & FLAG_AARCH64:
+        raise ConfigError("the image cannot be booted: it is for aarch64, and this machine is x86_64")
     kernel, cmdline = eif.first(SectionType.KERNEL) or b"", eif.first(SectionType.CMDLINE) or b""
     text = cmdline.decode("latin-1")
     if not (text.isascii() and text.isprintable()):

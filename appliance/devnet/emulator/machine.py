@@ -101,7 +101,7 @@ class EmulatedEnclave:
         self._vsock = VsockDevice(self._reactor, GUEST_CID)
         self._heartbeat = GuestListener()
         self._backends: list[VhostUserBackend] = []
-        self._threads: list[threading.Thread] = []
+        self._threads: dict[str, threading.Thread] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._directory: Path | None = None
         self._alive = False
@@ -133,7 +133,7 @@ class EmulatedEnclave:
         boot.initrd.write_bytes(self._image.initrd)
         self._backends = [
             VhostUserBackend(boot.vsock_socket, self._vsock, self._reactor, self._note_fault),
-            VhostUserBackend(boot.nsm_socket, NsmDevice(self._nsm), self._reactor, self._note_fault),
+            VhostUserBackend(boot.nsm_socket, NsmDevice(self._nsm, self._reactor), self._reactor, self._note_fault),
         ]
         self._vsock.listen(HEARTBEAT_PORT, self._heartbeat, [PARENT_CID])
         started: Future[subprocess.Popen[bytes]] = Future()
@@ -155,17 +155,16 @@ class EmulatedEnclave:
                 process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
-        self._heartbeat.close()
         self._reactor.stop()
-        for thread in self._threads:
-            thread.join(STOP_TIMEOUT_S)
-            if thread.is_alive():
-                raise InvariantBroken(f"the emulator's {thread.name} thread does not end")
-        self._threads.clear()
+        self._join("devices")
+        # Closes every connection, and with them whatever the other threads wait for.
         for backend in self._backends:
             backend.close()
         self._backends.clear()
         self._reactor.close()
+        self._heartbeat.close()
+        self._join("heartbeat")
+        self._join("qemu")
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -234,9 +233,15 @@ class EmulatedEnclave:
     # --- threads ---
 
     def _begin(self, work: Callable[[], None], name: str) -> None:
-        thread = threading.Thread(target=work, name=name, daemon=True)
+        self._threads[name] = thread = threading.Thread(target=work, name=name, daemon=True)
         thread.start()
-        self._threads.append(thread)
+
+    def _join(self, name: str) -> None:
+        thread = self._threads.pop(name, None)
+        if thread is not None:
+            thread.join(STOP_TIMEOUT_S)
+            if thread.is_alive():
+                raise InvariantBroken(f"the emulator's {name} thread does not end")
 
     def _run_devices(self) -> None:
         try:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from appliance.devnet.emulator.nsm import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, SoftwareNsm
+from appliance.devnet.emulator.reactor import Reactor
 from appliance.devnet.emulator.vring import Chain, Vring
 
 VIRTIO_ID: Final = 33
+BURST: Final = 16
 
 
 class NsmDevice:
@@ -19,8 +21,9 @@ class NsmDevice:
     queue_count = 1
     config = b""
 
-    def __init__(self, nsm: SoftwareNsm) -> None:
+    def __init__(self, nsm: SoftwareNsm, reactor: Reactor) -> None:
         self._nsm = nsm
+        self._reactor = reactor
         self._ring: Vring | None = None
         self._waiting: tuple[Chain, bytes] | None = None
 
@@ -37,15 +40,18 @@ class NsmDevice:
         self._ring = self._waiting = None
 
     def process(self, queue: int) -> None:
-        """Answer every request whose response has room."""
-        del queue
-        ring, answered = self._ring, False
-        while ring is not None and (chain := ring.take()) is not None:
+        """Answer requests whose responses have room; some in this turn of the reactor, others in the next."""
+        ring, taken = self._ring, 0
+        if ring is None:
+            return
+        while taken < BURST and (chain := ring.take()) is not None:
             if not self._follow(ring, chain):
                 return
-            answered = True
-        if ring is not None and answered:
+            taken += 1
+        if taken:
             ring.notify()
+        if taken == BURST:
+            self._reactor.post(lambda: self.process(queue))
 
     def _follow(self, ring: Vring, chain: Chain) -> bool:
         """Take a request, answer one, or both; False when the guest has broken the protocol."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from appliance.devnet.emulator.nsm_device import VIRTIO_ID
 from enclave_image.apt import AptRoot
 from enclave_image.buildroot import unpack
 from enclave_image.deb import read_deb
@@ -22,7 +23,6 @@ from kmscore.errors import ConfigError
 PROGRAM: Final = "qemu-system-x86_64"
 # The generic vhost-user device, which QEMU has since 11 under this name; the secure module is behind it.
 NEEDED_DEVICE: Final = "vhost-user-test-device"
-NSM_VIRTIO_ID: Final = 33
 SUITES: Final = ("trixie", "trixie-updates", "trixie-security", "trixie-backports")
 _PACKAGES: Final = ("qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios")
 _LIBRARIES: Final = Path("usr/lib/x86_64-linux-gnu")
@@ -139,7 +139,7 @@ def boot_command(qemu: Qemu, boot: Boot) -> list[str]:
         *("-chardev", f"socket,id=vsock,path={_option(boot.vsock_socket)}"),
         *("-device", "vhost-user-vsock-device,chardev=vsock"),
         *("-chardev", f"socket,id=nsm,path={_option(boot.nsm_socket)}"),
-        *("-device", f"{NEEDED_DEVICE},chardev=nsm,virtio-id={NSM_VIRTIO_ID},num_vqs=1,config_size=0"),
+        *("-device", f"{NEEDED_DEVICE},chardev=nsm,virtio-id={VIRTIO_ID},num_vqs=1,config_size=0"),
     ]
 
 

@@ -16,7 +16,10 @@ WRITE: Final = EVENT_WRITE
 
 
 class Reactor:
-    """Calls back when descriptors are ready. Only `post` and `stop` may be called from other threads."""
+    """Calls back when descriptors are ready. Only `post` and `stop` may be called from other threads.
+
+    A callback that may have a lot to do does some of it and posts the rest, so that others get their turn.
+    """
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -89,5 +92,6 @@ class Reactor:
 
     def _run_posted(self, _events: int) -> None:
         os.eventfd_read(self._wake)
-        while self._posted:
+        # Not what these post in turn: descriptors come first again.
+        for _ in range(len(self._posted)):
             self._posted.popleft()()

@@ -32,6 +32,8 @@ PARENT_CID: Final = 3
 FIRST_GUEST_CID: Final = 4
 MAX_CONNECTIONS: Final = 256
 MAX_REFUSALS: Final = 256
+# Packets in one turn of the reactor; a guest that goes on and on must not keep everyone else waiting.
+BURST: Final = 128
 _FIRST_HOST_PORT: Final = 1 << 30
 _RX, _TX = 0, 1
 
@@ -118,18 +120,20 @@ class VsockDevice:
     # --- from the guest ---
 
     def _take_packets(self) -> None:
-        ring, taken = self._rings[_TX], False
-        while (chain := ring.take()) is not None:
+        ring, taken = self._rings[_TX], 0
+        while taken < BURST and (chain := ring.take()) is not None:
             try:
                 packet = parse_packet(chain.read(HEADER_BYTES + MAX_GUEST_PAYLOAD_BYTES + 1))
             except BrokenProtocol as error:
                 ring.fail(str(error))
                 break
             ring.complete(chain, 0)
-            taken = True
+            taken += 1
             self._receive(packet)
         if taken:
             ring.notify()
+        if taken == BURST:
+            self._reactor.post(lambda: self.process(_TX))
 
     def _receive(self, packet: Packet) -> None:
         key = Key(packet.target_cid, packet.target_port, packet.source_port)
@@ -190,8 +194,8 @@ class VsockDevice:
         """Fill the guest's buffers: refusals, then what connections have to say, then data of each in turn."""
         if not self._rings:
             return
-        ring, sent = self._rings[_RX], False
-        while (self._refusals or self._due or self._senders) and (chain := ring.take()) is not None:
+        ring, sent = self._rings[_RX], 0
+        while sent < BURST and (self._refusals or self._due or self._senders) and (chain := ring.take()) is not None:
             room = chain.writable_bytes - HEADER_BYTES
             if room <= 0 or chain.readable_bytes:
                 ring.fail("a buffer for packets has no room for one")
@@ -203,9 +207,11 @@ class VsockDevice:
             data = encode_packet(packet)
             chain.write(data)
             ring.complete(chain, len(data))
-            sent = True
+            sent += 1
         if sent:
             ring.notify()
+        if sent == BURST:
+            self._reactor.post(self._pump)
 
     def _next_packet(self, room_bytes: int) -> Packet | None:
         """The next packet for the guest; None when the first in turn turned out to have nothing."""

@@ -7,7 +7,7 @@ import pytest
 
 from appliance.devnet.emulator.image import boot_pcrs, parse_boot_image
 from appliance.devnet.emulator.pki import ThrowAwayRoot
-from enclave_image.eif import Eif, Section, SectionType, encode_eif
+from enclave_image.eif import FLAG_AARCH64, Eif, Section, SectionType, encode_eif, parse_eif
 from enclave_image.signature import encode_signature_section, signed_payload
 from kmscore.errors import ConfigError
 
@@ -74,9 +74,12 @@ def test_debug_mode_hides_the_image_and_not_the_parent() -> None:
         an_eif()[:-1],
         an_eif() + b"\0",
         an_eif(cmdline="ü".encode()),
+        an_eif(cmdline=b"quiet\0"),
+        an_eif(cmdline=b"quiet\n"),
         an_eif(Section(SectionType.SIGNATURE, b"\x80")),
+        encode_eif(Eif(parse_eif(an_eif()).sections, flags=FLAG_AARCH64)),
     ],
-    ids=["empty", "short", "long", "command line", "signature"],
+    ids=["empty", "short", "long", "not ASCII", "NUL", "line", "signature", "aarch64"],
 )
 def test_an_image_that_cannot_be_read_does_not_start(data: bytes) -> None:
     with pytest.raises(ConfigError, match="cannot be booted"):

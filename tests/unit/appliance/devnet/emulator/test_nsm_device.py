@@ -30,7 +30,7 @@ class Driver:
         issuer = ThrowAwayRoot(datetime(2026, 1, 1, tzinfo=UTC)).issuer(MODULE)
         nsm = SoftwareNsm(MODULE, PcrBank({}), issuer, SystemClock(), random=bytes)
         self.complaints: list[str] = []
-        self.backend = VhostUserBackend(path, NsmDevice(nsm), reactor, self.complaints.append)
+        self.backend = VhostUserBackend(path, NsmDevice(nsm, reactor), reactor, self.complaints.append)
         self.front = FrontEnd(path, reactor, 1)
         self.front.start()
         (self.ring,) = self.front.rings
@@ -76,6 +76,20 @@ def test_requests_are_answered_in_turn(driver: Driver) -> None:
         driver.ring.offer(writable=[MAX_RESPONSE_BYTES])
 
     assert driver.kick() == [b"", LOCKED, b"", RANDOM, b"", READ_ONLY]
+
+
+def test_a_guest_with_many_requests_lets_others_have_their_turn(
+    driver: Driver, reactor: Reactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.devnet.emulator.nsm_device.BURST", 3)
+    for _ in range(8):
+        driver.ring.offer([LOCK], [MAX_RESPONSE_BYTES])
+    os.eventfd_write(driver.ring.kick, 1)
+    turns = []
+    while reactor.step():
+        turns.append(len(driver.ring.collect()))
+
+    assert turns == [3, 3, 2]
 
 
 @pytest.mark.parametrize("size", [MAX_REQUEST_BYTES + 1, 100_000])

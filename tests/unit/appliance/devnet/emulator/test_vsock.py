@@ -571,6 +571,20 @@ def test_a_guest_that_fetches_nothing_makes_only_so_many_refusals_wait(guest: Gu
     assert waiting == MAX_REFUSALS + 5
 
 
+def test_a_guest_that_goes_on_and_on_lets_others_have_their_turn(
+    guest: Guest, reactor: Reactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.devnet.emulator.vsock.BURST", 3)
+    for number in range(8):
+        guest.tx.offer([encode_packet(Packet(CID, 3, number, 80, Op.RW))])
+    os.eventfd_write(guest.tx.kick, 1)
+    turns = []
+    while reactor.step():
+        turns.append((len(guest.tx.collect()), len(guest.rx.collect())))
+
+    assert turns[:3] == [(3, 3), (3, 2), (2, 0)]
+
+
 def test_a_guest_address_outside_memory_breaks_the_queue(guest: Guest) -> None:
     guest.tx.describe(0, GUEST_BASE - 44, 44, 0)
     guest.tx.publish(0)
