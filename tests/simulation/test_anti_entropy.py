@@ -1,5 +1,6 @@
 """Whatever was lost, once all nodes can talk again all hold the same live map within two rounds (store §5)."""
 
+import anyio
 import pytest
 
 from appliance.cluster.anti_entropy import FAILURES_BEFORE_SNAPSHOT, Comparison
@@ -153,6 +154,42 @@ class TestOneComparison:
         one.put(1, "good", b"v")
         await compare(network, other, one)
         assert other.contents()[1, "good"] == b"v"
+
+    @pytest.mark.parametrize("answered", [False, True])
+    async def test_cancelled_at_any_message_it_leaves_nothing_that_the_next_one_does_not_settle(
+        self, answered: bool
+    ) -> None:
+        for fatal in range(1, 9):
+            network = await clones(600)
+            one, other = network.nodes
+            one.put(1, "of one", b"v")
+            other.put(1, "of other", b"v")
+            other.delete(1, "key 5")
+            with anyio.CancelScope() as scope:
+                transport = Fatal(network, one, scope, fatal, answered=answered)
+                await Comparison(other.peer, one.replica, one.keys, transport, one.clock).run()
+            await compare(network, one, other)
+            assert same(network)
+            assert len(one.contents()) == 601
+
+
+class Fatal(SimulatedTransport):
+    """The message with this number is the last: the caller is cancelled before or after it is answered."""
+
+    def __init__(self, network, sender, scope, fatal, *, answered) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(network, sender)
+        self._scope, self._fatal, self._answered = scope, fatal, answered
+
+    async def exchange(self, peer, inner, **bounds):  # type: ignore[no-untyped-def]
+        self._fatal -= 1
+        if self._fatal == 0 and not self._answered:
+            self._scope.cancel()
+            await anyio.lowlevel.checkpoint()
+        answer = await super().exchange(peer, inner, **bounds)
+        if self._fatal == 0:
+            self._scope.cancel()
+            await anyio.lowlevel.checkpoint()
+        return answer
 
 
 class TestTheTask:
