@@ -131,7 +131,7 @@ class TextFormatter(_Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         parts = self.parts(record)
-        line = f"{parts.pop('time')} {parts.pop('level'):<8} {parts.pop('logger')}: {_printable(parts.pop('message'))}"
+        line = f"{parts.pop('time')} {parts.pop('level'):<7} {parts.pop('logger')}: {_printable(parts.pop('message'))}"
         errors = parts.pop("exception", [])
         line += "".join(f" {name}={_text(value)}" for name, value in parts.items())
         return line + "".join(f"\n    {_error_text(error)}" for error in errors)
