@@ -12,7 +12,6 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA384
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 from cryptography.x509.verification import Criticality, ExtensionPolicy, PolicyBuilder, Store, VerificationError
 
@@ -66,7 +65,7 @@ def verify_chain(cabundle: Sequence[bytes], leaf_der: bytes, *, root_der: bytes,
 
 
 def _load(der: bytes, step: Step) -> x509.Certificate:
-    """A certificate of which every part that is looked at later can be read, and nothing but that certificate."""
+    """A certificate of which every part that is looked at later can be read; the library takes strict DER only."""
     try:
         certificate = x509.load_der_x509_certificate(der)
         # The library reads on demand: ask for everything here, so that nothing fails later.
@@ -83,8 +82,6 @@ def _load(der: bytes, step: Step) -> x509.Certificate:
         )
     except _UNREADABLE as error:
         raise Refused(step, "a certificate cannot be read") from error
-    if certificate.public_bytes(Encoding.DER) != der:
-        raise Refused(step, "a certificate is not in its one encoding")
     return certificate
 
 

@@ -355,6 +355,7 @@ SIGNATURE: dict[str, Make] = {
     "a bit flipped in s": lambda: envelope_of(parts()[0], {}, parts()[1], flipped(parts()[2], 90)),
     "64 zero bytes": lambda: envelope_of(parts()[0], {}, parts()[1], bytes(64)),
     "a byte more": lambda: envelope_of(parts()[0], {}, parts()[1], parts()[2] + b"\0"),
+    "a zero before s": lambda: envelope_of(parts()[0], {}, parts()[1], parts()[2][:48] + b"\0" + parts()[2][48:]),
     "none": lambda: envelope_of(parts()[0], {}, parts()[1], b""),
     "in DER": lambda: envelope_of(
         parts()[0], {}, parts()[1], private_key("leaf").sign(parts()[1], ec.ECDSA(SHA384()))
@@ -369,6 +370,21 @@ SIGNATURE: dict[str, Make] = {
         parts()[0], {}, parts()[1], sign(b"", protected=parts()[1])
     ),
 }  # fmt: skip
+
+ECDSA_SHA384, ECDSA_SHA256 = (bytes.fromhex(f"06082a8648ce3d0403{number}") for number in ("03", "02"))
+
+
+def claims_sha256(position: int, signer: str) -> bytes:
+    """A certificate that says inside what its issuer signed that another algorithm signs it."""
+    return resign(certificates()[position], lambda signed: signed.replace(ECDSA_SHA384, ECDSA_SHA256, 1), signer)
+
+
+SECOND_OPINION: dict[str, Make] = {
+    "a leaf of two algorithms": lambda: document(certificate=claims_sha256(4, "instance")),
+    "an authority of two algorithms": lambda: document(
+        cabundle=[*certificates()[:2], claims_sha256(2, "regional"), certificates()[3]]
+    ),
+}
 
 FRESHNESS: dict[str, Make] = {
     "older than allowed": lambda: document(timestamp=TIMESTAMP_MS - 300_001),
@@ -418,6 +434,7 @@ ROWS = [
         (Step.ROOT, ROOT),
         (Step.CHAIN, CHAIN_ROWS),
         (Step.LEAF, LEAF),
+        (Step.SECOND_OPINION, SECOND_OPINION),
         (Step.SIGNATURE, SIGNATURE),
         (Step.FRESHNESS, FRESHNESS),
         (Step.NONCE, NONCES),
