@@ -173,12 +173,19 @@ cdef inline void evict_oldest(Core *core, Space *space, size_t evictions) noexce
 
 
 # Expired records go without touching the floor. A lagging peer may then bring an older version back: that is the price
-# of a full namespace, not of an ordinary expiry (store §1).
-cdef inline void reclaim_expired(Core *core, Space *space, int64_t reclaim_bytes) noexcept:
+# of a full namespace or store, not of an ordinary expiry (store §1). Other namespaces are asked only when this one has
+# given all: then the heap holds theirs alone.
+cdef inline void reclaim_expired(Core *core, Space *space, const Room *room) noexcept:
+    cdef int64_t reclaim_bytes = room.reclaim_bytes
+    cdef int64_t elsewhere_bytes = room.elsewhere_bytes
     cdef Cell *cell
     while reclaim_bytes > 0:
         cell = space.retained_cells.first
         reclaim_bytes -= cell_size(cell)
+        forget_cell(core, cell)
+    while elsewhere_bytes > 0:
+        cell = core.retained.items[0].cell
+        elsewhere_bytes -= cell_size(cell)
         forget_cell(core, cell)
 
 
@@ -194,7 +201,7 @@ cdef inline bint apply_change(
     if known != NULL:
         detach(core, known)
         log_remove(known)
-    reclaim_expired(core, space, room.reclaim_bytes)
+    reclaim_expired(core, space, room)
     evict_oldest(core, space, room.evictions)
     cell = parts.cell
     Py_XINCREF(change.value)  # first: it may be the value that the cell holds
@@ -231,7 +238,7 @@ cdef inline bint apply_floor(
     floor.updated_at_ms = newcomer.updated_at_ms
     if known != NULL:
         forget_cell(core, known)
-    reclaim_expired(core, space, room.reclaim_bytes)
+    reclaim_expired(core, space, room)
     evict_oldest(core, space, room.evictions)
     raise_floor(core, space, floor)
     return True

@@ -27,10 +27,12 @@ cdef enum RoomVerdict:
     ROOM_BELOW_FLOOR       # the newcomer itself is the next to be evicted
 
 
-# How to make room for a record: expired ones first, then (policy evict) the oldest live ones.
+# How to make room for a record: expired ones of its namespace first, then, when the store is full, of the others, then
+# (policy evict) the oldest live ones of its namespace.
 cdef struct Room:
     RoomVerdict verdict
     int64_t reclaim_bytes
+    int64_t elsewhere_bytes
     size_t evictions
 
 
@@ -106,10 +108,12 @@ cdef inline Room plan_room(
     cdef Room room
     cdef int64_t replaced = cell_size(cell) if cell != NULL else 0
     cdef int64_t retained = space.retained_bytes if space != NULL else 0
+    cdef int64_t elsewhere = core.retained_bytes - retained
     cdef int64_t over_app = 0
     cdef int64_t over_store = 0
     room.verdict = ROOM_FITS
     room.reclaim_bytes = 0
+    room.elsewhere_bytes = 0
     room.evictions = 0
     if newcomer.size > replaced:
         over_store = core.total_bytes - replaced + newcomer.size - core.bounds.store_bytes
@@ -127,6 +131,8 @@ cdef inline Room plan_room(
     room.reclaim_bytes = min(max(over_app, over_store), retained)
     over_app -= retained
     over_store -= retained
+    room.elsewhere_bytes = max(min(over_store, elsewhere), 0)
+    over_store -= elsewhere
     if over_app > 0 or over_store > 0:
         if core.bounds.evict and space != NULL and not newcomer.tombstone:
             plan_evictions(space, cell, newcomer, over_app, over_store, &room)
@@ -140,7 +146,7 @@ cdef inline Room find_room(
     Core *core, Space *space, const Cell *cell, const Newcomer *newcomer, bint limit_app, int64_t now_ms
 ) noexcept nogil:
     cdef Room room = plan_room(core, space, cell, newcomer, limit_app)
-    if room.verdict != ROOM_FITS or room.evictions > 0 or room.reclaim_bytes > 0:
+    if room.verdict != ROOM_FITS or room.evictions > 0 or room.reclaim_bytes + room.elsewhere_bytes > 0:
         notice_expired(core, now_ms, NOTICES_UNDER_PRESSURE)
         room = plan_room(core, space, cell, newcomer, limit_app)
     return room

@@ -84,6 +84,7 @@ cdef struct Core:
     int64_t live_bytes
     size_t tombstone_count
     int64_t total_bytes    # of all states: what the store limit bounds
+    int64_t retained_bytes  # of those, in expired cells
     Digests digests
 
 
@@ -164,6 +165,7 @@ cdef inline void attach(Core *core, Cell *cell) noexcept nogil:
         heap_push(&core.retained, cell, expires_at(cell))
         heap_push(&core.retained_by_seq, cell, cell.seq)
         space.retained_bytes += size
+        core.retained_bytes += size
     else:
         queue_append(&space.live_cells, cell)
         if cell.ttl_ms > 0:
@@ -191,6 +193,7 @@ cdef inline void detach(Core *core, Cell *cell) noexcept nogil:
         heap_remove(&core.retained, &core.memory, cell)
         heap_remove(&core.retained_by_seq, &core.memory, cell)
         space.retained_bytes -= size
+        core.retained_bytes -= size
     else:
         queue_remove(&space.live_cells, cell)
         if cell.ttl_ms > 0:

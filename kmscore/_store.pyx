@@ -681,6 +681,7 @@ cdef class Store:
         self._plan_write(app_id, now_ms, write)
         write.ttl_ms = 0
         write.room.reclaim_bytes = 0
+        write.room.elsewhere_bytes = 0
         write.room.evictions = 0
         if write.cell == NULL or not is_visible(write.cell, now_ms):
             raise Rejected(Reason.NOT_FOUND, "there is no such key")

@@ -268,7 +268,7 @@ class Store:
             raise Rejected(Reason.BAD_FIELD, "time")
         if verdict is not None:
             raise Rejected(Reason.QUOTA, "full")
-        self._drop(app_id, reclaimed)
+        self._reclaim(reclaimed)
         self._evict(app_id, evicted)
         self._enter(app_id, Record(key, ciphertext, version, updated_at_ms, ttl_ms), now_ms)
         return updated_at_ms
@@ -470,7 +470,7 @@ class Store:
 
     def _room(
         self, app_id: int, known: Entry | None, turn: tuple[int, bytes], size: int, *, limit_app: bool
-    ) -> tuple[MergeOutcome | None, list[Entry], list[Entry]]:
+    ) -> tuple[MergeOutcome | None, list[tuple[int, Entry]], list[Entry]]:
         """(None or why there is no room, expired entries to reclaim, live entries to evict)."""
         others = [entry for entry in self.apps.get(app_id, {}).values() if entry is not known]
         everything = sum(entry.size for _, entry in self._entries())
@@ -482,13 +482,19 @@ class Store:
             over_app = used + size - self.limits.max_app_bytes
             if size > self.limits.max_app_bytes:
                 return MergeOutcome.REFUSED_CAPACITY, [], []
-        reclaimed: list[Entry] = []
+        reclaimed: list[tuple[int, Entry]] = []
         evicted: list[Entry] = []
         for entry in sorted((entry for entry in others if entry.noticed), key=lambda entry: entry.noticed):
             if over_app > 0 or over_store > 0:
                 over_app -= entry.size
                 over_store -= entry.size
-                reclaimed.append(entry)
+                reclaimed.append((app_id, entry))
+        elsewhere = [pair for pair in self._entries() if pair[0] != app_id and pair[1].noticed]
+        elsewhere.sort(key=lambda pair: (pair[1].expires_at_ms, pair[1].record.key.encode(), pair[1].seq))
+        for pair in elsewhere:
+            if over_store > 0:
+                over_store -= pair[1].size
+                reclaimed.append(pair)
         if self.limits.quota_policy is QuotaPolicy.EVICT and turn != NEVER_EVICTS:
             for entry in sorted((entry for entry in others if entry.live), key=lambda entry: entry.turn):
                 if over_app > 0 or over_store > 0:
@@ -513,13 +519,20 @@ class Store:
                 return MergeOutcome.REFUSED_EVICTED
             limit_app = self.limits.quota_policy is QuotaPolicy.EVICT
             verdict, reclaimed, evicted = self._room(app_id, known, turn, size, limit_app=limit_app)
-        self._drop(app_id, reclaimed)
+        self._reclaim(reclaimed)
         self._evict(app_id, evicted)
         if verdict is MergeOutcome.REFUSED_EVICTED:
             if known is not None:
                 self._drop(app_id, [known])
             self.floors[app_id] = max(self.floors.get(app_id, turn), turn)
         return verdict
+
+    def _reclaim(self, pairs: list[tuple[int, Entry]]) -> None:
+        for app_id, entry in pairs:
+            self._drop(app_id, [entry])
+            if not self.apps[app_id] and app_id not in self.floors:
+                del self.apps[app_id]
+                self.newest_ms.pop(app_id, None)
 
     def _evict(self, app_id: int, entries: list[Entry]) -> None:
         for entry in entries:
