@@ -21,8 +21,6 @@ from kmscore.errors import InvariantBroken, Rejected, Unavailable
 # The module answers in milliseconds; the driver itself gives up after two minutes.
 DEFAULT_TIMEOUT_S: Final = 10.0
 PCR_BYTES: Final = 48
-# 256 are usual and no number is promised. Fewer than this a call would make a key take hundreds of calls.
-MIN_RANDOM_BYTES: Final = 8
 _DESCRIBE_PCR: Final = "DescribePCR"
 _GET_RANDOM: Final = "GetRandom"
 _ATTESTATION: Final = "Attestation"
@@ -67,11 +65,11 @@ class SecureModule:
         raise _nonsense()
 
     async def random(self, size: int) -> bytes:
-        """`size` random bytes, in as many calls as the module needs."""
+        """`size` random bytes, in as many calls as the module needs: 256 a call are usual, no number is promised."""
         gathered = b""
         while len(gathered) < size:
             match await self._ask(_GET_RANDOM, _GET_RANDOM):
-                case {"random": bytes(part)} if len(part) >= MIN_RANDOM_BYTES:
+                case {"random": bytes(part)} if part:
                     gathered += part
                 case _:
                     raise _nonsense()

@@ -78,7 +78,7 @@ async def test_a_document_carries_what_it_was_asked_to(bench: SecureModuleBench)
     assert (verified.public_key, verified.user_data, verified.module_id) == (b"key", b"data", MODULE_ID)
 
 
-@pytest.mark.parametrize("block", [8, 31, 256, 4096])
+@pytest.mark.parametrize("block", [2, 31, 256, 4096])
 @pytest.mark.parametrize("size", [0, 1, 32, 64, 300])
 async def test_random_bytes_are_gathered_from_as_many_calls_as_it_takes(
     bench: SecureModuleBench, block: int, size: int
@@ -125,7 +125,7 @@ UNUSABLE: dict[str, bytes] = {
     "an error that is no word": encode_cbor({"Error": 7}),
     "answers without members": encode_cbor({"GetRandom": {}}),
     "random bytes that are text": encode_cbor({"GetRandom": {"random": "x" * 256}}),
-    "too few random bytes to ever finish": encode_cbor({"GetRandom": {"random": b""}}),
+    "no random bytes": encode_cbor({"GetRandom": {"random": b""}}),
     "a register of 47 bytes": encode_cbor({"DescribePCR": {"lock": True, "data": bytes(47)}}),
     "a lock that is a number": encode_cbor({"DescribePCR": {"lock": 1, "data": bytes(48)}}),
     "an empty document": encode_cbor({"Attestation": {"document": b""}}),
