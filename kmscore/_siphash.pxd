@@ -31,8 +31,8 @@ cdef inline void sip_round(uint64_t *v) noexcept nogil:
     v[2] = rotate_left(v[2], 32)
 
 
-# Words are read in the machine's order: the hash never leaves the process. The published vectors are little-endian, as
-# is every machine this is built for.
+# Words are read in the machine's order. The function is defined little-endian, as is every machine this is built for, and
+# nodes must agree on it: the ranges of digests are cut by it (store §5).
 @cython.overflowcheck(False)
 cdef inline uint64_t siphash24(HashKey key, const char *data, size_t size) noexcept nogil:
     cdef uint64_t v[4]
