@@ -178,7 +178,7 @@ def build_node(
         RateLimiter(settings.rate_limit_per_minute, clock),
         RateLimiter(settings.nonce_rate_limit_per_minute, clock),
         RateLimiter(settings.nonce_rate_limit_per_minute, clock),
-        settings.trusted_ingress,
+        settings.trusted_ingress.networks,
     )
     # Four bodies of the largest kind at once, and half of that for one caller.
     budget = BodyBudget(4 * settings.max_sync_payload_bytes, 2 * settings.max_sync_payload_bytes)
@@ -313,7 +313,7 @@ async def serve(settings: Settings) -> None:
         server = uvicorn.Server(
             uvicorn.Config(
                 node.app,
-                http=bounded_http_protocol(),
+                http=bounded_http_protocol(proxy_v2=settings.trusted_ingress.proxy_v2),
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -13,8 +13,10 @@ from typing import Self
 
 from appliance.urls import is_loopback_url
 from appliance.variables import (
+    PROXY_V2,
     BindAddress,
-    IngressNetwork,
+    TcpAddress,
+    TrustedIngress,
     Variable,
     hosts_only,
     integer_between,
@@ -349,12 +351,12 @@ class Settings:
             one_word_of(*LABELS),
         )
     )
-    trusted_ingress: tuple[IngressNetwork, ...] = field(
+    trusted_ingress: TrustedIngress = field(
         metadata=_variable(
             "TRUSTED_INGRESS",
             "none",
-            "none, or IP networks with commas between",
-            "whose X-Forwarded-For header is believed",
+            "none, or with commas between: IP networks, proxy-v2",
+            "whose X-Forwarded-For header is believed; proxy-v2 demands a PROXY header on a vsock or Unix BIND_ADDR",
             parse_ingress,
         )
     )
@@ -399,6 +401,12 @@ class Settings:
                 "CHAIN_RPC_QUORUM",
                 str(self.chain_rpc_quorum),
                 f"at most the number of URLs in HELIOS_RPC_URL, which is {len(self.helios_rpc_urls)}",
+            )
+        if self.trusted_ingress.proxy_v2 and isinstance(self.bind_addr, TcpAddress):
+            raise _conflict(
+                "TRUSTED_INGRESS",
+                PROXY_V2,
+                "a vsock or unix BIND_ADDR with it, because on TCP anybody may send the header",
             )
         if not self.in_enclave:
             return

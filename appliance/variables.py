@@ -47,6 +47,17 @@ class VsockAddress:
 
 BindAddress = TcpAddress | UnixAddress | VsockAddress
 IngressNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+PROXY_V2 = "proxy-v2"
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedIngress:
+    """Who may say whom a connection comes from: with `proxy_v2` whoever connects must, in a PROXY header of version 2,
+    and those in `networks` may, in X-Forwarded-For.
+    """
+
+    proxy_v2: bool = False
+    networks: tuple[IngressNetwork, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,17 +217,20 @@ def parse_bind_address(text: str) -> BindAddress:
     return TcpAddress(parse_host(host).strip("[]"), integer_between(0, 65535)(port))
 
 
-def parse_ingress(text: str) -> tuple[IngressNetwork, ...]:
-    """`none`, or networks with commas between; one that contains every address is refused: it would believe anybody."""
+def parse_ingress(text: str) -> TrustedIngress:
+    """`none`, or `proxy-v2` and networks with commas between; a network of every address is refused: it would believe
+    anybody.
+    """
     if text == "none":
-        return ()
+        return TrustedIngress()
+    parts = [part.strip() for part in text.split(",")]
     try:
-        networks = tuple(ipaddress.ip_network(part.strip()) for part in text.split(","))
+        networks = tuple(ipaddress.ip_network(part) for part in parts if part != PROXY_V2)
     except ValueError:
         raise _refusal() from None
-    if any(network.prefixlen == 0 for network in networks):
+    if any(network.prefixlen == 0 for network in networks) or parts.count(PROXY_V2) > 1:
         raise _refusal()
-    return networks
+    return TrustedIngress(PROXY_V2 in parts, networks)
 
 
 def _refusal() -> Rejected:

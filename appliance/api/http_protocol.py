@@ -3,6 +3,8 @@
 A connection gets so many bytes and seconds to complete a request's headers, seconds to end a body that nobody waits for
 any more, and there are only so many connections, in all and from one address. Without these a stranger who drips bytes
 holds memory and descriptors for ever.
+
+Behind an ingress that speaks the PROXY protocol every connection starts with a header that names its client.
 """
 
 from asyncio import BaseTransport, TimerHandle
@@ -10,6 +12,9 @@ from collections import Counter
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from appliance.proxy_protocol import parse_proxy_header
+from kmscore.errors import Rejected
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_DEADLINE_S = 15.0
@@ -42,8 +47,12 @@ class ConnectionCounter:
             del self._open[host]
 
 
-def bounded_http_protocol() -> type[HttpToolsProtocol]:
-    """The protocol class of one server; its connections share a counter."""
+def bounded_http_protocol(*, proxy_v2: bool = False) -> type[HttpToolsProtocol]:
+    """The protocol class of one server; its connections share a counter.
+
+    With `proxy_v2` a connection must start with a PROXY header of version 2, whose source is then its client: none for
+    the ingress's own connections. One that does not is closed without an answer.
+    """
     counter = ConnectionCounter()
 
     class BoundedHttpProtocol(HttpToolsProtocol):
@@ -54,9 +63,12 @@ def bounded_http_protocol() -> type[HttpToolsProtocol]:
             self._in_head = True
             self._head_bytes = 0
             self._timer: TimerHandle | None = None
+            self._proxy_header: bytes | None = b"" if proxy_v2 else None
 
         def connection_made(self, transport: BaseTransport) -> None:
             super().connection_made(transport)  # type: ignore[arg-type]
+            if proxy_v2:
+                self.client = None  # the ingress's own address counts for nobody
             allowed = counter.enter(self._host())
             if not allowed or len(self.connections) > MAX_CONNECTIONS:
                 self.transport.close()
@@ -69,6 +81,10 @@ def bounded_http_protocol() -> type[HttpToolsProtocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
+            if self._proxy_header is not None:
+                data = self._after_proxy_header(self._proxy_header + data)
+                if not data:
+                    return
             if self._in_head:
                 self._head_bytes += len(data)
                 if self._timer is None:
@@ -100,6 +116,24 @@ def bounded_http_protocol() -> type[HttpToolsProtocol]:
         def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the parser's words, which could echo input
             self.transport.write(_BAD_REQUEST)
             self.transport.close()
+
+        def _after_proxy_header(self, data: bytes) -> bytes:
+            """What follows the header, once there is all of it; the deadline for a request's head covers it, too."""
+            try:
+                header = parse_proxy_header(data)
+            except Rejected:
+                self.transport.close()
+                return b""
+            if header is None:
+                self._proxy_header = data
+                return b""
+            self._proxy_header = None
+            counter.leave(self._host())
+            self.client = (header.source.host, header.source.port) if header.source else None
+            if not counter.enter(self._host()):
+                self.transport.close()
+                return b""
+            return data[header.size_bytes :]
 
         def _host(self) -> str:
             return self.client[0] if self.client else ""

@@ -7,7 +7,7 @@ from types import MappingProxyType
 import pytest
 
 from appliance.settings import LogFormat, LogLevel, Settings, TeeProviderName
-from appliance.variables import TcpAddress, UnixAddress, VsockAddress
+from appliance.variables import TcpAddress, TrustedIngress, UnixAddress, VsockAddress
 from kmscore.errors import ConfigError
 from kmscore.store import QuotaPolicy
 
@@ -46,7 +46,7 @@ DEFAULTS = {
     "max_tombstones_per_app": 10_000,
     "anti_entropy_interval_seconds": 60,
     "e2e_label": "capsule-ecdh-aes256gcm-v1",
-    "trusted_ingress": (),
+    "trusted_ingress": TrustedIngress(),
     "log_level": LogLevel.INFO,
     "log_format": LogFormat.JSON,
 }
@@ -84,10 +84,12 @@ TAKEN = [
         "TRUSTED_INGRESS",
         "10.0.0.0/8, 2001:db8::/32,192.0.2.7",
         "trusted_ingress",
-        (
-            ipaddress.ip_network("10.0.0.0/8"),
-            ipaddress.ip_network("2001:db8::/32"),
-            ipaddress.ip_network("192.0.2.7/32"),
+        TrustedIngress(
+            networks=(
+                ipaddress.ip_network("10.0.0.0/8"),
+                ipaddress.ip_network("2001:db8::/32"),
+                ipaddress.ip_network("192.0.2.7/32"),
+            )
         ),
     ),
     ("ENCLAVE_CONFIG_DIGEST", "Ab" * 48, "enclave_config_digest", b"\xab" * 48),
@@ -136,7 +138,10 @@ REFUSED = {
     "MAX_TOMBSTONES_PER_APP": ["", "0"],
     "ANTI_ENTROPY_INTERVAL_SECONDS": ["", "-1", "off"],
     "E2E_LABEL": ["", "capsule", "CAPSULE-ECDH-AES256GCM-V1"],
-    "TRUSTED_INGRESS": ["", "all", "10.0.0.1/8", "10.0.0.0/33", "0.0.0.0/0", "::/0", "none,10.0.0.0/8", "proxy"],
+    "TRUSTED_INGRESS": [
+        "", "all", "10.0.0.1/8", "10.0.0.0/33", "0.0.0.0/0", "::/0", "none,10.0.0.0/8", "proxy",
+        "proxy-v2,none", "proxy-v2,proxy-v2", "proxy-v2", "proxy-v2,",
+    ],
     "LOG_LEVEL": ["", "TRACE", "10"],
     "LOG_FORMAT": ["", "yaml"],
 }  # fmt: skip
@@ -157,6 +162,9 @@ CONFLICTS = {
     ),
     "a quorum of more than there are": (
         {"IN_ENCLAVE": "false", "HELIOS_RPC_URL": "http://a,http://b", "CHAIN_RPC_QUORUM": "3"}, "CHAIN_RPC_QUORUM", "2"
+    ),
+    "a PROXY header from anybody": (
+        {"TRUSTED_INGRESS": "proxy-v2", "BIND_ADDR": "0.0.0.0:8000"}, "TRUSTED_INGRESS", "vsock or unix"
     ),
     "two names with two values": (
         {"POP_MAX_AGE_SECONDS": "60", "POP_TIMEOUT_SECONDS": "61"}, "POP_TIMEOUT_SECONDS", "set one of them"
@@ -222,10 +230,20 @@ def test_variables_that_contradict_each_other_are_refused(environ: dict[str, str
         {"TEE_PROVIDER": "odyn", "ODYN_URL": "http://localhost:9000"},
         {"NODE_INSTANCE_URL": "https://node.example"},
         {"POP_MAX_AGE_SECONDS": "60", "POP_TIMEOUT_SECONDS": "60"},
+        {"TRUSTED_INGRESS": "proxy-v2", "BIND_ADDR": "vsock:8000"},
+        {"TRUSTED_INGRESS": "proxy-v2", "BIND_ADDR": "unix:/run/kms.sock"},
     ],
 )
 def test_what_an_enclave_needs_is_accepted_in_one(environ: dict[str, str]) -> None:
     assert Settings.from_environ(environ).in_enclave
+
+
+def test_networks_behind_an_ingress_that_sends_proxy_headers_may_be_trusted_too() -> None:
+    environ = {"TRUSTED_INGRESS": "proxy-v2, 10.0.0.0/8", "BIND_ADDR": "vsock:8000"}
+
+    assert Settings.from_environ(environ).trusted_ingress == TrustedIngress(
+        proxy_v2=True, networks=(ipaddress.ip_network("10.0.0.0/8"),)
+    )
 
 
 def test_variables_that_are_not_ours_are_ignored() -> None:
