@@ -1,0 +1,128 @@
+"""An enclave and everything the parent does for it, started in order and stopped together."""
+
+import logging
+import math
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import anyio
+
+from appliance.host.egress import Allowed, Egress
+from appliance.host.ingress import Ingress
+from appliance.host.nitro_cli import EnclaveStart, NitroCli, RunningEnclave
+from appliance.host.parameters import PORT as PARAMETERS_PORT
+from appliance.host.parameters import RuntimeParameters, answer_parameters
+from appliance.host.streams import Wires, listen_tcp
+from appliance.settings import LogLevel
+from appliance.variables import TcpAddress
+from kmscore.errors import ConfigError, Unavailable
+
+logger = logging.getLogger(__name__)
+
+PARENT_CID: Final = 3
+SERVICE_PORT: Final = 8000
+EGRESS_PORT: Final = 8001
+# The tool refuses less than four times the image file; below 1 GiB the node has no room for its store.
+MEMORY_PER_EIF: Final = 4
+MIN_MEMORY_MIB: Final = 1024
+LOOK_EVERY_S: Final = 5.0
+# One look that fails says nothing about the enclave.
+MAX_FAILED_LOOKS: Final = 6
+TERMINATE_TIMEOUT_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlan:
+    """One enclave: how it is started, where clients reach it, what it may reach and what it is told."""
+
+    start: EnclaveStart
+    listen: TcpAddress
+    allowed: Sequence[Allowed] = ()
+    instance_url: str | None = None
+    log_level: LogLevel | None = None
+    service_port: int = SERVICE_PORT
+    egress_port: int = EGRESS_PORT
+    parameters_port: int = PARAMETERS_PORT
+    look_every_s: float = LOOK_EVERY_S
+
+    @property
+    def parameters(self) -> RuntimeParameters:
+        """What the enclave is told; of the way out only when there is one."""
+        egress = f"{PARENT_CID}:{self.egress_port}" if self.allowed else None
+        return RuntimeParameters(self.instance_url, self.log_level, egress)
+
+
+def default_memory_mib(eif_bytes: int) -> int:
+    """What an image of this size needs at least, in MiB, a multiple of 2 as huge pages are."""
+    needed = math.ceil(MEMORY_PER_EIF * eif_bytes / (1 << 20))
+    return max(MIN_MEMORY_MIB, needed + needed % 2)
+
+
+async def run_host(plan: HostPlan, cli: NitroCli, wires: Wires, show_console: Callable[[bytes], None]) -> None:
+    """Run until cancelled, or until the enclave ends by itself; on return the enclave and every listener are gone.
+
+    Raises `ConfigError` when something cannot be had (a port, the tool), `Unavailable` when the enclave does not start
+    or has ended. In debug mode `show_console` gets what it prints.
+    """
+    with _listeners(plan, wires) as (clients, parameters, way_out):
+        async with anyio.create_task_group() as group:
+            # Both before the enclave: it asks for its parameters while the tool still waits for the heartbeat.
+            group.start_soon(answer_parameters, parameters, plan.parameters)
+            if way_out is not None:
+                group.start_soon(Egress(plan.allowed).serve, way_out)
+            # Shielded: an enclave that is about to run when we are told to stop must be known, to be ended.
+            with anyio.CancelScope(shield=True):
+                enclave = await cli.run_enclave(plan.start)
+            try:
+                logger.info("the enclave runs", extra={"source": enclave.enclave_id, "address": f"vsock:{enclave.cid}"})
+                connect = partial(wires.connect, enclave.cid, plan.service_port)
+                group.start_soon(Ingress(connect).serve, clients)
+                if plan.start.debug:
+                    group.start_soon(cli.console, enclave.enclave_id, show_console)
+                await _watch(cli, enclave, plan.look_every_s)
+            finally:
+                with anyio.move_on_after(TERMINATE_TIMEOUT_S, shield=True):
+                    await _terminate(cli, enclave)
+
+
+async def _watch(cli: NitroCli, enclave: RunningEnclave, every_s: float) -> None:
+    """Raises `Unavailable` once the enclave does not run any more, or nothing can be learnt about it for long."""
+    failed = 0
+    while True:
+        await anyio.sleep(every_s)
+        try:
+            known = await cli.describe_enclaves()
+        except Unavailable as error:
+            failed += 1
+            logger.warning("the enclave cannot be looked at", extra={"reason": str(error)})
+            if failed == MAX_FAILED_LOOKS:
+                raise
+            continue
+        failed = 0
+        if not any(one.enclave_id == enclave.enclave_id and one.state == "RUNNING" for one in known):
+            raise Unavailable("the enclave has ended; start it in debug mode to see its console")
+
+
+async def _terminate(cli: NitroCli, enclave: RunningEnclave) -> None:
+    try:
+        await cli.terminate_enclave(enclave.enclave_id)
+    except (ConfigError, Unavailable) as error:
+        logger.warning("the enclave was not ended", extra={"reason": str(error)})
+
+
+@contextmanager
+def _listeners(plan: HostPlan, wires: Wires) -> Iterator[tuple[socket.socket, socket.socket, socket.socket | None]]:
+    """Everything that listens, bound before anything starts: a port that is taken costs no enclave."""
+    with (
+        listen_tcp(plan.listen.host, plan.listen.port) as clients,
+        wires.listen(plan.parameters_port) as parameters,
+    ):
+        if not plan.allowed:
+            yield clients, parameters, None
+            return
+        with wires.listen(plan.egress_port) as way_out:
+            yield clients, parameters, way_out
