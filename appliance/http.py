@@ -4,6 +4,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 
+from appliance.egress import Tunnels, TunnelTransport
 from kmscore.errors import Reason, Rejected
 
 # Whatever httpx raises for a request: its stream errors are no HTTPError.
@@ -16,16 +17,20 @@ class AnswerTooLarge(Exception):
     """The other side sent more than the caller accepts."""
 
 
-def new_http_client() -> httpx.AsyncClient:
+def new_http_client(tunnels: Tunnels | None = None) -> httpx.AsyncClient:
     """A client without cookies, redirects and encodings, which ignores the environment's proxies and certificates.
+
+    With `tunnels` everything but loopback is reached through them.
 
     Deadlines are the callers'; the timeouts here only bound what a caller forgot.
     """
+    limits = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=30.0)
     return httpx.AsyncClient(
+        transport=TunnelTransport(tunnels, limits) if tunnels else None,
         trust_env=False,
         follow_redirects=False,
         timeout=httpx.Timeout(60.0, connect=5.0),
-        limits=httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=30.0),
+        limits=limits,
         # One peer's cookie must not grow, or fail, the requests to another one.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         headers={"Accept": "application/json", "Accept-Encoding": "identity"},

@@ -7,7 +7,7 @@ import random
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +35,7 @@ from appliance.auth.pop import PopVerifier
 from appliance.chain.cache import CachedNovaRegistry
 from appliance.chain.kms_registry import KmsRegistry
 from appliance.chain.registry import NovaRegistry
-from appliance.chain.rpc import ChainReader
+from appliance.chain.rpc import ChainReader, connect_http
 from appliance.clock import Clock, SystemClock
 from appliance.cluster.anti_entropy import AntiEntropy
 from appliance.cluster.digests import DigestServer
@@ -49,6 +49,7 @@ from appliance.cluster.snapshot import SnapshotClient, SnapshotServer
 from appliance.cluster.state import Availability
 from appliance.cluster.sync_tick import Sweeper, SyncTick
 from appliance.cluster.transport import PeerTransport
+from appliance.egress import Tunnels, admits_origins, connect_vsock
 from appliance.http import new_http_client
 from appliance.log import short
 from appliance.settings import Settings, TeeProviderName
@@ -93,6 +94,7 @@ class Node:
     anti_entropy: AntiEntropy
     sweeper: Sweeper
     keys: ClusterKeys
+    peer_urls: Callable[[], Iterable[str]]
 
 
 async def open_tee(settings: Settings, http: httpx.AsyncClient) -> TeeProvider:
@@ -265,7 +267,7 @@ def build_node(
         clock=clock,
     )
     sweeper = Sweeper(replica=replica, peers=peers, pusher=pusher, clock=clock)
-    return Node(identity, ErrorBoundary(endpoints), node_tick, sync_tick, anti_entropy, sweeper, keys)
+    return Node(identity, ErrorBoundary(endpoints), node_tick, sync_tick, anti_entropy, sweeper, keys, peers.urls)
 
 
 async def serve(settings: Settings) -> None:
@@ -278,7 +280,9 @@ async def serve(settings: Settings) -> None:
     async with AsyncExitStack() as cleanup:
         # uvicorn raises the signals it caught again once it has stopped: this is what then takes them.
         signals = cleanup.enter_context(anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
-        http = await cleanup.enter_async_context(new_http_client())
+        built: list[Node] = []  # the way out leads to nobody before there is a node that knows its peers
+        peer_tunnels = _tunnels(settings, lambda: [url for node in built for url in node.peer_urls()])
+        http = await cleanup.enter_async_context(new_http_client(peer_tunnels))
 
         async def start_tee() -> tuple[TeeProvider, TeeIdentity]:
             tee = await _wait_for_tee(lambda: open_tee(settings, http))
@@ -294,6 +298,7 @@ async def serve(settings: Settings) -> None:
             settings.chain_rpc_quorum,
             settings.chain_id,
             settings.chain_confirmations,
+            connect=partial(connect_http, tunnels=_tunnels(settings, lambda: settings.helios_rpc_urls)),
         )
         cleanup.push_async_callback(_shielded, reader.aclose)
         node = build_node(
@@ -306,6 +311,7 @@ async def serve(settings: Settings) -> None:
             random_bytes=secrets.token_bytes,
             rng=rng,
         )
+        built.append(node)
         cleanup.callback(node.keys.wipe)
         listener = bind(settings.bind_addr)
         cleanup.callback(listener.close)
@@ -326,6 +332,13 @@ async def serve(settings: Settings) -> None:
             )
         )
         await _run(settings, node, reader, server, listener, rng)
+
+
+def _tunnels(settings: Settings, urls: Callable[[], Iterable[str]]) -> Tunnels | None:
+    """The way to the hosts of these URLs where there is no network; None where there is one."""
+    if settings.egress_proxy is None:
+        return None
+    return Tunnels(connect_vsock(settings.egress_proxy), admits_origins(urls))
 
 
 async def _run(

@@ -18,6 +18,7 @@ from appliance.variables import (
     TcpAddress,
     TrustedIngress,
     Variable,
+    VsockPeer,
     hosts_only,
     integer_between,
     one_of,
@@ -25,6 +26,7 @@ from appliance.variables import (
     parse_bind_address,
     parse_boolean,
     parse_digest,
+    parse_egress,
     parse_ingress,
     parse_rpc_urls,
     parse_url_setting,
@@ -358,6 +360,16 @@ class Settings:
             "none, or with commas between: IP networks, proxy-v2",
             "whose X-Forwarded-For header is believed; proxy-v2 demands a PROXY header on a vsock or Unix BIND_ADDR",
             parse_ingress,
+        )
+    )
+    egress_proxy: VsockPeer | None = field(
+        metadata=_variable(
+            "EGRESS_PROXY",
+            None,
+            "cid:port",
+            "vsock address of the parent's HTTP CONNECT proxy, the only way to peers and chain RPC but for loopback",
+            parse_egress,
+            absent="none: there is a network",
         )
     )
     log_level: LogLevel = field(

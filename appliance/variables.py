@@ -45,6 +45,14 @@ class VsockAddress:
     port: int
 
 
+@dataclass(frozen=True, slots=True)
+class VsockPeer:
+    """`cid` and `port` 1..2**32-2: somewhere to connect to."""
+
+    cid: int
+    port: int
+
+
 BindAddress = TcpAddress | UnixAddress | VsockAddress
 IngressNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 PROXY_V2 = "proxy-v2"
@@ -215,6 +223,13 @@ def parse_bind_address(text: str) -> BindAddress:
         return VsockAddress(integer_between(0, VMADDR_PORT_ANY - 1)(text.removeprefix("vsock:")))
     host, _, port = text.rpartition(":")
     return TcpAddress(parse_host(host).strip("[]"), integer_between(0, 65535)(port))
+
+
+def parse_egress(text: str) -> VsockPeer:
+    """`cid:port`."""
+    cid, _, port = text.partition(":")
+    number = integer_between(1, VMADDR_PORT_ANY - 1)
+    return VsockPeer(number(cid), number(port))
 
 
 def parse_ingress(text: str) -> TrustedIngress:

@@ -5,15 +5,19 @@ guesses the order of a batch whose ids are missing. A provider of chain data is 
 that. Importing web3 costs about 0.7 s and 55 MB; `appliance.chain.rpc` imports this module when it first connects.
 """
 
+import ssl
 import sys
 from typing import Any, cast
 
 import anyio.to_thread
-from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+from aiohttp import BaseConnector, ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 from web3 import AsyncHTTPProvider, AsyncWeb3
 from web3.types import RPCEndpoint, RPCRequest, RPCResponse
 
+from appliance.chain.tunnel import TunnelConnector
 from appliance.chain.types import ChainError
+from appliance.egress import Tunnels
+from appliance.urls import is_loopback_url
 from kmscore.errors import Rejected
 from kmscore.json import parse_json
 
@@ -41,15 +45,24 @@ class BoundedHttpProvider(AsyncHTTPProvider):
     """JSON-RPC over HTTP with a limit on everything; every failure of it is a `ChainError`.
 
     `timeout_s` bounds one request from connecting to the last byte. Connections are kept for the next request, so an
-    instance belongs to one event loop and must be closed with `disconnect`.
+    instance belongs to one event loop and must be closed with `disconnect`. With `tunnels` everything but loopback is
+    reached through them.
     """
 
-    def __init__(self, url: str, *, timeout_s: float, max_response_bytes: int = MAX_RESPONSE_BYTES) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+        tunnels: Tunnels | None = None,
+    ) -> None:
         # Retrying is the caller's: it knows the deadline.
         super().__init__(url, exception_retry_configuration=None)
         self._url = url
         self._timeout_s = timeout_s
         self._max_response_bytes = max_response_bytes
+        self._tunnels = None if is_loopback_url(url) else tunnels
         self._session: ClientSession | None = None
 
     async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
@@ -76,10 +89,15 @@ class BoundedHttpProvider(AsyncHTTPProvider):
         if session is not None:
             await session.close()
 
+    def _connector(self) -> BaseConnector:
+        if self._tunnels is None:
+            return TCPConnector(limit=MAX_CONNECTIONS)
+        return TunnelConnector(self._tunnels, ssl.create_default_context(), limit=MAX_CONNECTIONS)
+
     async def _post(self, payload: bytes) -> bytes:
         if self._session is None:
             self._session = ClientSession(
-                connector=TCPConnector(limit=MAX_CONNECTIONS),
+                connector=self._connector(),
                 timeout=ClientTimeout(total=self._timeout_s),
                 cookie_jar=DummyCookieJar(),
                 headers=_HEADERS,
@@ -122,6 +140,6 @@ def _in_order(requests: list[RPCRequest], answers: list[object]) -> list[RPCResp
     return [by_id[request["id"]] for request in requests]
 
 
-def connect(url: str, *, timeout_s: float = 10.0) -> AsyncWeb3[BoundedHttpProvider]:
+def connect(url: str, *, timeout_s: float = 10.0, tunnels: Tunnels | None = None) -> AsyncWeb3[BoundedHttpProvider]:
     """A web3 client of one URL. Close it with `await client.provider.disconnect()`."""
-    return AsyncWeb3(BoundedHttpProvider(url, timeout_s=timeout_s))
+    return AsyncWeb3(BoundedHttpProvider(url, timeout_s=timeout_s, tunnels=tunnels))

@@ -23,6 +23,8 @@ from kmscore.errors import ConfigError
 if TYPE_CHECKING:
     from web3.types import RPCEndpoint, RPCResponse
 
+    from appliance.egress import Tunnels
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -88,11 +90,11 @@ class Question(Generic[T]):
     parse_error: Callable[[Mapping[str, object]], T] | None = None
 
 
-def connect_http(url: str, timeout_s: float) -> RpcProvider:
+def connect_http(url: str, timeout_s: float, tunnels: "Tunnels | None" = None) -> RpcProvider:
     """web3's provider for one URL with the limits of `appliance.chain.provider`."""
     from appliance.chain.provider import connect
 
-    return connect(url, timeout_s=timeout_s).provider
+    return connect(url, timeout_s=timeout_s, tunnels=tunnels).provider
 
 
 class ChainReader:

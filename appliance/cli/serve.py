@@ -43,8 +43,8 @@ def serve() -> None:
     harden_process(LinuxCalls(), lock_memory=settings.in_enclave)
     raise_descriptor_limit()
     try:
-        # uvloop drops connections on vsock without a word; asyncio serves them.
-        use_uvloop = not isinstance(settings.bind_addr, VsockAddress)
+        # uvloop drops connections on vsock without a word; asyncio serves and makes them.
+        use_uvloop = not isinstance(settings.bind_addr, VsockAddress) and settings.egress_proxy is None
         anyio.run(serve_node, settings, backend_options={"use_uvloop": use_uvloop})
     except Exception as raised:
         error = first_error(raised)

@@ -82,6 +82,10 @@ class PeerCache:
         """All eligible instances, ourselves included, by instance id; none when the cache is stale."""
         return tuple(self._peers.values()) if self.fresh else ()
 
+    def urls(self) -> tuple[str, ...]:
+        """The URLs of `peers`: whom this node may connect to."""
+        return tuple(peer.instance_url for peer in self.peers())
+
     def get(self, wallet: str) -> Peer | None:
         return self._peers.get(wallet) if self.fresh else None
 

@@ -10,7 +10,7 @@ from anyio.abc import SocketStream
 
 
 class UnixWires:
-    """`Wires` as sockets in a directory: `parent-<port>` for ports of the parent, `<cid>-<port>` for those of enclaves."""
+    """`Wires` as sockets in a directory: `parent-<port>` for the parent's ports, `<cid>-<port>` for an enclave's."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

@@ -7,7 +7,7 @@ from types import MappingProxyType
 import pytest
 
 from appliance.settings import LogFormat, LogLevel, Settings, TeeProviderName
-from appliance.variables import TcpAddress, TrustedIngress, UnixAddress, VsockAddress
+from appliance.variables import TcpAddress, TrustedIngress, UnixAddress, VsockAddress, VsockPeer
 from kmscore.errors import ConfigError
 from kmscore.store import QuotaPolicy
 
@@ -47,6 +47,7 @@ DEFAULTS = {
     "anti_entropy_interval_seconds": 60,
     "e2e_label": "capsule-ecdh-aes256gcm-v1",
     "trusted_ingress": TrustedIngress(),
+    "egress_proxy": None,
     "log_level": LogLevel.INFO,
     "log_format": LogFormat.JSON,
 }
@@ -92,6 +93,7 @@ TAKEN = [
             )
         ),
     ),
+    ("EGRESS_PROXY", "3:8001", "egress_proxy", VsockPeer(3, 8001)),
     ("ENCLAVE_CONFIG_DIGEST", "Ab" * 48, "enclave_config_digest", b"\xab" * 48),
     ("LOG_LEVEL", "debug", "log_level", LogLevel.DEBUG),
     ("LOG_FORMAT", "json", "log_format", LogFormat.JSON),
@@ -141,6 +143,9 @@ REFUSED = {
     "TRUSTED_INGRESS": [
         "", "all", "10.0.0.1/8", "10.0.0.0/33", "0.0.0.0/0", "::/0", "none,10.0.0.0/8", "proxy",
         "proxy-v2,none", "proxy-v2,proxy-v2", "proxy-v2", "proxy-v2,",
+    ],
+    "EGRESS_PROXY": [
+        "", "none", "3", "3:", ":8001", "0:8001", "3:0", "3:4294967295", "vsock:3:8001", "3:8001:1", "3:x",
     ],
     "LOG_LEVEL": ["", "TRACE", "10"],
     "LOG_FORMAT": ["", "yaml"],
