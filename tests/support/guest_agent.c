@@ -133,8 +133,8 @@ int main(void) {
   if (console >= 0)
     for (int target = 0; target < 3; target++) dup2(console, target);
   setvbuf(stdout, NULL, _IONBF, 0);
-  load_modules();
   printf("guest: up\n");
+  load_modules();
 
   int parent = dial(PARENT_CID, HEARTBEAT_PORT);
   char beat = (char)0xB7;

@@ -6,6 +6,7 @@ through the same ports and is not.
 
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -43,6 +44,7 @@ START_TIMEOUT_S: Final = 30.0
 CONNECT_TIMEOUT_S: Final = 5.0
 STOP_TIMEOUT_S: Final = 5.0
 MAX_FAULTS: Final = 16
+_INSTANCE_ID: Final = re.compile("i-([0-9a-f]{8}|[0-9a-f]{17})")
 _PIECE_BYTES: Final = 65536
 _DIAGNOSTIC_BYTES: Final = 2000
 
@@ -72,7 +74,7 @@ class EmulatedEnclave:
     """One image running in QEMU between `__enter__` and `__exit__`; its methods may be called from any thread.
 
     `root` signs the documents; without one there is a root for this enclave alone. Raises `ConfigError` for an image
-    that cannot be booted.
+    that cannot be booted, and for an instance id that is none.
     """
 
     def __init__(
@@ -89,6 +91,8 @@ class EmulatedEnclave:
         self._qemu = qemu
         self._root = root or ThrowAwayRoot(datetime.fromtimestamp(clock.now_ms() / 1000, UTC))
         instance_id = self._options.instance_id or f"i-{os.urandom(9).hex()[:17]}"
+        if not _INSTANCE_ID.fullmatch(instance_id):
+            raise ConfigError("an instance id is i- and 8 or 17 hexadecimal digits")
         self.module_id = f"{instance_id}-enc{os.urandom(8).hex()}"
         self.pcrs = boot_pcrs(
             self._image, role_arn=self._options.role_arn, instance_id=instance_id, debug=self._options.debug

@@ -98,12 +98,18 @@ def test_an_image_that_is_none_does_not_start() -> None:
         EmulatedEnclave(b"", Qemu(("true",)), SystemClock())
 
 
+@pytest.mark.parametrize("instance_id", ["i-", "i-0123456", "i-0123456789abcdef01", "i-0123456G", "x" * 100])
+def test_an_instance_id_that_is_none_does_not_start(instance_id: str) -> None:
+    with pytest.raises(ConfigError, match="instance id"):
+        enclave("true", EnclaveOptions(instance_id=instance_id))
+
+
 def test_registers_are_of_the_image_and_of_the_parent() -> None:
-    machine = enclave("true", EnclaveOptions(instance_id="i-0"))
+    machine = enclave("true", EnclaveOptions(instance_id="i-01234567"))
     measured = measure_eif(EIF)
 
-    assert machine.pcrs == {0: measured.pcr0, 1: measured.pcr1, 2: measured.pcr2, 4: pcr4_of_instance("i-0")}
-    assert machine.module_id.startswith("i-0-enc")
+    assert machine.pcrs == {0: measured.pcr0, 1: measured.pcr1, 2: measured.pcr2, 4: pcr4_of_instance("i-01234567")}
+    assert machine.module_id.startswith("i-01234567-enc")
     machine.stop()
 
 
