@@ -1,4 +1,5 @@
-"""The way out of an enclave that has no network: HTTP CONNECT over vsock, to an allow-list that is enforced in here.
+"""The way out of an enclave that has no network: HTTP CONNECT to a proxy of the parent over vsock, or of the platform
+on loopback, for the hosts of an allow-list that is enforced in here.
 
 The parent carries the bytes and has a list of its own, which an enclave cannot rely on. Names are resolved by the
 parent, too; that a host is who it claims to be is for TLS to show, which ends in here. Loopback is not outside.
@@ -18,7 +19,7 @@ from anyio.abc import SocketStream
 from httpcore._backends.anyio import AnyIOStream  # what `httpcore.AnyIOBackend` returns; it has no public name
 
 from appliance.urls import parse_host, url_origin
-from appliance.variables import VsockPeer
+from appliance.variables import ProxyAddress, VsockPeer
 from kmscore.errors import Rejected
 
 MAX_ANSWER_BYTES: Final = 4096
@@ -29,14 +30,19 @@ Connect = Callable[[], Awaitable[socket.socket]]  # a connected, non-blocking so
 Admits = Callable[[str, int], bool]  # host as `parse_host` returns it, port
 
 
-def connect_vsock(proxy: VsockPeer) -> Connect:
-    """Connections to the parent's proxy. Needs asyncio's own event loop: uvloop knows no vsock."""
+def connect_to(proxy: ProxyAddress) -> Connect:
+    """Connections to the proxy. Needs asyncio's own event loop: uvloop knows no vsock."""
+    family, where = (
+        (socket.AF_VSOCK, (proxy.cid, proxy.port))
+        if isinstance(proxy, VsockPeer)
+        else (socket.AF_INET, (proxy.host, proxy.port))
+    )
 
     async def connect() -> socket.socket:
-        connection = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        connection = socket.socket(family, socket.SOCK_STREAM)
         try:
             connection.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(connection, (proxy.cid, proxy.port))
+            await asyncio.get_running_loop().sock_connect(connection, where)
         except BaseException:
             connection.close()
             raise

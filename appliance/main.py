@@ -49,7 +49,7 @@ from appliance.cluster.snapshot import SnapshotClient, SnapshotServer
 from appliance.cluster.state import Availability
 from appliance.cluster.sync_tick import Sweeper, SyncTick
 from appliance.cluster.transport import PeerTransport
-from appliance.egress import Tunnels, admits_origins, connect_vsock
+from appliance.egress import Tunnels, admits_origins, connect_to
 from appliance.http import new_http_client
 from appliance.log import short
 from appliance.settings import Settings, TeeProviderName
@@ -182,7 +182,8 @@ def build_node(
         RateLimiter(settings.nonce_rate_limit_per_minute, clock),
         settings.trusted_ingress.networks,
     )
-    # Four bodies of the largest kind at once, and half of that for one caller.
+    # What peers send has room of its own: apps, each of them with a few bodies at once, cannot take it.
+    app_budget = BodyBudget(32 * settings.max_request_body_bytes, 4 * settings.max_request_body_bytes)
     budget = BodyBudget(4 * settings.max_sync_payload_bytes, 2 * settings.max_sync_payload_bytes)
     wallet_limiter = RateLimiter(settings.identity_rate_limit_per_minute, clock)
     app_answerer = Answerer(wallet=identity.wallet, tee=tee, gate=app_gate, pop=pop, replica=replica)
@@ -216,7 +217,7 @@ def build_node(
             replica=replica,
             clock=clock,
             wallet_limiter=wallet_limiter,
-            budget=budget,
+            budget=app_budget,
             give_back=limiter.give_back,
             max_body_bytes=settings.max_request_body_bytes,
         ),
@@ -338,7 +339,7 @@ def _tunnels(settings: Settings, urls: Callable[[], Iterable[str]]) -> Tunnels |
     """The way to the hosts of these URLs where there is no network; None where there is one."""
     if settings.egress_proxy is None:
         return None
-    return Tunnels(connect_vsock(settings.egress_proxy), admits_origins(urls))
+    return Tunnels(connect_to(settings.egress_proxy), admits_origins(urls))
 
 
 async def _run(

@@ -15,10 +15,10 @@ from appliance.urls import is_loopback_url
 from appliance.variables import (
     PROXY_V2,
     BindAddress,
+    ProxyAddress,
     TcpAddress,
     TrustedIngress,
     Variable,
-    VsockPeer,
     hosts_only,
     integer_between,
     one_of,
@@ -362,12 +362,12 @@ class Settings:
             parse_ingress,
         )
     )
-    egress_proxy: VsockPeer | None = field(
+    egress_proxy: ProxyAddress | None = field(
         metadata=_variable(
             "EGRESS_PROXY",
             None,
-            "cid:port",
-            "vsock address of the parent's HTTP CONNECT proxy, the only way to peers and chain RPC but for loopback",
+            "cid:port for vsock, or 127.x.x.x:port",
+            "HTTP CONNECT proxy of the parent or the platform, the only way to peers and chain RPC but for loopback",
             parse_egress,
             absent="none: there is a network",
         )

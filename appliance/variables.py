@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from appliance.urls import parse_host, parse_node_url, parse_service_url, url_origin
+from appliance.urls import is_loopback_url, parse_host, parse_node_url, parse_service_url, url_origin
 from kmscore.errors import ConfigError, Reason, Rejected
 
 MAX_SHOWN_CHARS = 80
@@ -54,6 +54,7 @@ class VsockPeer:
 
 
 BindAddress = TcpAddress | UnixAddress | VsockAddress
+ProxyAddress = VsockPeer | TcpAddress
 IngressNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 PROXY_V2 = "proxy-v2"
 
@@ -225,11 +226,16 @@ def parse_bind_address(text: str) -> BindAddress:
     return TcpAddress(parse_host(host).strip("[]"), integer_between(0, 65535)(port))
 
 
-def parse_egress(text: str) -> VsockPeer:
-    """`cid:port`."""
-    cid, _, port = text.partition(":")
+def parse_egress(text: str) -> ProxyAddress:
+    """`cid:port` on vsock, or `127.x.x.x:port`: a proxy on another machine would see who talks to whom."""
+    first, _, port = text.partition(":")
+    if "." in first:
+        host = parse_host(first)
+        if not is_loopback_url(f"http://{host}") or host == "localhost":
+            raise _refusal()
+        return TcpAddress(host, integer_between(1, 65535)(port))
     number = integer_between(1, VMADDR_PORT_ANY - 1)
-    return VsockPeer(number(cid), number(port))
+    return VsockPeer(number(first), number(port))
 
 
 def parse_ingress(text: str) -> TrustedIngress:

@@ -19,11 +19,12 @@ from appliance.api.http_protocol import bounded_http_protocol
 from appliance.chain import provider as chain_provider
 from appliance.chain.provider import BoundedHttpProvider
 from appliance.chain.types import ChainError
-from appliance.egress import Tunnels, TunnelTransport, admits_origins
+from appliance.egress import Tunnels, TunnelTransport, admits_origins, connect_to
 from appliance.host.egress import Egress, parse_allowed
 from appliance.host.ingress import Ingress
 from appliance.host.streams import listen_tcp
 from appliance.http import new_http_client
+from appliance.variables import TcpAddress
 from tests.support.cluster import Cluster
 from tests.support.raw_client import request
 from tests.support.tls_server import answering_https, write_certificate
@@ -182,6 +183,21 @@ async def test_the_chain_is_read_through_the_way_out(
         assert await ask(tunnels) == "0x1"
 
 
+async def test_a_proxy_of_the_platform_is_spoken_to_on_loopback(
+    tmp_path: Path, certificate: tuple[Path, Path], authorities: ssl.SSLContext
+) -> None:
+    listener = listen_tcp("127.0.0.1", 0)
+    async with answering_https(*certificate, BODY) as port:
+
+        async def dial(host: str, _: int) -> SocketStream:
+            return await anyio.connect_tcp("127.0.0.1", port)
+
+        proxy = Egress([parse_allowed(f"{HOST}:443")], dial=dial)
+        tunnels = Tunnels(connect_to(TcpAddress(*listener.getsockname())), admits_origins(lambda: [f"https://{HOST}"]))
+        async with running(lambda: proxy.serve(listener)), client_over(tunnels, authorities) as client:
+            assert (await client.get(f"https://{HOST}/status")).content == BODY
+
+
 async def test_loopback_is_not_outside(wires: UnixWires, tmp_path: Path) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -201,6 +217,6 @@ async def test_loopback_is_not_outside(wires: UnixWires, tmp_path: Path) -> None
 @pytest.mark.chain
 @pytest.mark.cluster
 def test_a_node_with_a_way_out_serves_what_it_finds_on_loopback(cluster: Cluster) -> None:
-    cluster.add_nova("first", env={"EGRESS_PROXY": "3:8001"})
+    cluster.add_nova("first", env={"EGRESS_PROXY": "127.0.0.1:1"})
     second = cluster.add_nova("second", env={"EGRESS_PROXY": "3:8001"})  # it has the master secret from the first
     assert request("GET", second.url + "/status").json()["node"]["service_available"]

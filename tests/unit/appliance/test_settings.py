@@ -94,6 +94,7 @@ TAKEN = [
         ),
     ),
     ("EGRESS_PROXY", "3:8001", "egress_proxy", VsockPeer(3, 8001)),
+    ("EGRESS_PROXY", "127.0.0.1:10000", "egress_proxy", TcpAddress("127.0.0.1", 10000)),
     ("ENCLAVE_CONFIG_DIGEST", "Ab" * 48, "enclave_config_digest", b"\xab" * 48),
     ("LOG_LEVEL", "debug", "log_level", LogLevel.DEBUG),
     ("LOG_FORMAT", "json", "log_format", LogFormat.JSON),
@@ -146,6 +147,7 @@ REFUSED = {
     ],
     "EGRESS_PROXY": [
         "", "none", "3", "3:", ":8001", "0:8001", "3:0", "3:4294967295", "vsock:3:8001", "3:8001:1", "3:x",
+        "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "10.0.0.1:10000", "proxy.example:10000", "localhost:10000",
     ],
     "LOG_LEVEL": ["", "TRACE", "10"],
     "LOG_FORMAT": ["", "yaml"],
