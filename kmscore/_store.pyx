@@ -364,7 +364,7 @@ cdef class Store:
 
         At most `limit_records`, and at most `limit_bytes` counted as key, ciphertext and 128 each, but at least one
         record when there is one. Left out are records that are exactly as the peer `exclude_source` sent them and, with
-        `exclude_snapshot`, those that came by snapshot. One call looks at no more than 10,000 records.
+        `exclude_snapshot`, live ones that came by snapshot. One call looks at no more than 10,000 records.
         """
         # While a cell is held nothing here makes an object that the garbage collector tracks: a collection could run
         # code that changes the store. Lists grow without one; the tuples are made afterwards.
@@ -382,7 +382,7 @@ cdef class Store:
         cell = log_after(&self.core.log, seq)
         while cell != self.core.log.head and scans > 0 and limit_records > 0:
             scans -= 1
-            if not ((excluded != NULL and cell.source == excluded) or (exclude_snapshot and cell.by_snapshot)):
+            if not ((excluded != NULL and cell.source == excluded) or (exclude_snapshot and cell.by_snapshot and cell.value != NULL)):
                 limit_bytes -= cell_size(cell)
                 if limit_bytes < 0 and records:
                     break

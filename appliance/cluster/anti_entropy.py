@@ -87,6 +87,8 @@ class AntiEntropy:
         self._clock = clock
         self._last = ""
         self._overdue: set[str] = set()
+        # Once in a row of failures: a peer that refuses pushes for good would else be pulled from in every round.
+        self._pulled: set[str] = set()
 
     async def run_once(self) -> None:
         """Settle what differs from one peer; failures are logged and the next peer is tried."""
@@ -118,9 +120,10 @@ class AntiEntropy:
         """Remember them: the first push that succeeds forgets how many failed before it."""
         progress = {peer.wallet: self._pusher.progress_of(peer.wallet) for peer in others}
         self._overdue &= progress.keys()
+        self._pulled &= {wallet for wallet, known in progress.items() if known and known.failures}
         self._overdue |= {
             wallet for wallet, known in progress.items() if known and known.failures > FAILURES_BEFORE_SNAPSHOT
-        }
+        } - self._pulled
 
     async def _settle_with(self, peer: Peer) -> bool:
         """Whether there was anything to be done with this peer."""
@@ -142,6 +145,7 @@ class AntiEntropy:
             return False
         await self._snapshots.pull(peer, extensions, keep_names=True)
         self._overdue.discard(peer.wallet)
+        self._pulled.add(peer.wallet)
         return True
 
 

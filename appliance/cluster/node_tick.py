@@ -93,6 +93,7 @@ class NodeTick:
 
     async def _claim(self) -> UnavailableReason:
         """The cluster has no secret: offer ours. Whoever's hash a later tick reads back has won."""
+        self._availability.set(UnavailableReason.AWAITING_HASH)
         self._keys.unconfirm()
         try:
             if not self._keys.initialized:
@@ -114,9 +115,12 @@ class NodeTick:
             if self._replica.complete:
                 return None
         elif self._keys.state is SecretState.GENERATED and not self._keys.was_confirmed:
+            self._availability.set(UnavailableReason.SECRET_SYNC_FAILED)
             logger.info("another node's master secret was mined first, ours is dropped")
             await self._replica.replace_secret(self._keys.wipe)
         elif self._keys.initialized:
+            # At once: from here on the store is not the cluster's, and then empty.
+            self._availability.set(UnavailableReason.SECRET_SYNC_FAILED)
             logger.warning("the chain shows another master secret than ours")
             self._keys.unconfirm()
         reason = UnavailableReason.SECRET_SYNC_FAILED

@@ -10,6 +10,7 @@ from anyio.abc import TaskGroup
 from appliance.clock import Clock
 from appliance.cluster.messages import (
     DELTA,
+    EXT_ANTI_ENTROPY,
     MAX_PUSH_INNER_BYTES,
     MAX_SMALL_ANSWER_BYTES,
     PUSH_RECORD_BYTES,
@@ -17,7 +18,7 @@ from appliance.cluster.messages import (
 )
 from appliance.cluster.peers import Peer
 from appliance.cluster.replica import Entry, Replica, encode_records, fitting
-from appliance.cluster.snapshot import SnapshotClient
+from appliance.cluster.snapshot import PulledSnapshot, SnapshotClient
 from appliance.cluster.transport import PeerAnswer, PeerError, PeerRefused, PeerTransport
 from appliance.log import short
 from kmscore.errors import Unavailable
@@ -54,7 +55,7 @@ class PeerProgress:
     """How far one peer has acknowledged our change log."""
 
     acked_seq: int = 0
-    # True for peers that were members when our snapshot came: they have what it brought (store §4).
+    # True for peers that were members when our snapshot came: what it brought is not pushed to them (store §4).
     has_snapshot: bool = False
     # True for the one that gave it to us.
     gave_snapshot: bool = False
@@ -67,6 +68,13 @@ class PeerProgress:
     failures: int = 0
     not_before_ms: int = 0
     last_error: str | None = None
+
+    @property
+    def spared_snapshot(self) -> bool:
+        """Whether live records that came by snapshot are left out: the peer gave them, or comparing stores finds what
+        it lacks. Deletions never are: they are forgotten once everybody has them.
+        """
+        return self.gave_snapshot or (self.has_snapshot and EXT_ANTI_ENTROPY in self.extensions)
 
     @property
     def settled_seq(self) -> int:
@@ -120,7 +128,7 @@ class Pusher:
         self._last_contact_ms = self._clock.monotonic_ms()
 
     def note_snapshot(self, giver: Peer, members: Iterable[Peer]) -> None:
-        """Our snapshot is complete: those who were members when it began need not be sent what it brought."""
+        """Our snapshot is complete; `members` are those who were there when it began."""
         for peer in members:
             self._of(peer).has_snapshot = True
         self._of(giver).gave_snapshot = True
@@ -132,7 +140,10 @@ class Pusher:
         self._progress.clear()
 
     def settled_seq(self, peers: Sequence[Peer]) -> int:
-        """Every one of `peers` has all changes up to here; the whole log when there are none."""
+        """Every one of `peers` took all changes up to here that it was not spared; the whole log without peers.
+
+        Deletions are spared nobody, so what this covers of them everybody has.
+        """
         return min(
             (self._of(peer).settled_seq for peer in peers if peer.wallet != self._own_wallet),
             default=self._replica.store.last_seq,
@@ -150,7 +161,7 @@ class Pusher:
     # --- the push itself ---
 
     async def push(self, peers: Sequence[Peer], group: TaskGroup, *, deadline_s: float = PEER_DEADLINE_S) -> None:
-        """Start a push to each of `peers` but ourselves in `group` and return; one that still runs is left to run.
+        """Start a push to each of `peers` but ourselves in `group`; one that still runs is left to run.
 
         After long isolation nothing is pushed before a peer's snapshot has been taken over (store §1). A failing peer
         is logged, never raised.
@@ -193,6 +204,9 @@ class Pusher:
 
     async def _push_to(self, peer: Peer, progress: PeerProgress) -> None:
         try:
+            if progress.has_snapshot and progress.last_exchange_ms is None:
+                # What it announces decides what it is sent.
+                await self._exchange(peer, progress, [])
             await self._push_log(peer, progress)
             await self._retry_parked(peer, progress)
             if self._idle(progress):
@@ -211,7 +225,7 @@ class Pusher:
                 limit_records=PUSH_RECORDS,
                 limit_bytes=PUSH_RECORD_BYTES,
                 exclude_source=peer.wallet if known else None,
-                exclude_snapshot=progress.has_snapshot and known,
+                exclude_snapshot=progress.spared_snapshot and known,
             )
             waiting = [entry for entry in batch.records if not progress.holds(entry)]
             entries = fitting(waiting, MAX_PUSH_INNER_BYTES)
@@ -322,22 +336,28 @@ class Pusher:
         """
         for peer in peers:
             progress = self._of(peer)
-            settled_seq = progress.settled_seq
             try:
+                if progress.last_exchange_ms is None:
+                    # An empty delta gives nothing away and tells what the peer announces.
+                    await self._exchange(peer, progress, [])
+                settled_seq = progress.settled_seq
                 snapshot = await self._snapshots.pull(peer, progress.extensions, keep_names=True)
+                forgotten = await self._forget(progress, settled_seq, snapshot)
             except Unavailable as error:
                 logger.warning("reconciliation failed", extra={"peer": short(peer.wallet), "reason": str(error)})
                 continue
-            forgotten = 0
-            same_life = snapshot.boot_id is not None and snapshot.boot_id == progress.boot_id
-            if same_life and snapshot.refused == 0:
-                unsent = progress.has_snapshot and not progress.gave_snapshot
-                forgotten = await self._replica.forget_unnamed(settled_seq, snapshot.named, exclude_snapshot=unsent)
             logger.warning("reconciled after isolation", extra={"peer": short(peer.wallet), "records": forgotten})
             self._isolated = False
             self._last_contact_ms = self._clock.monotonic_ms()
             return True
         return False
+
+    async def _forget(self, progress: PeerProgress, settled_seq: int, snapshot: PulledSnapshot) -> int:
+        same_life = snapshot.boot_id is not None and snapshot.boot_id == progress.boot_id
+        if not same_life or snapshot.refused:
+            return 0
+        unsent = progress.has_snapshot and not progress.gave_snapshot
+        return await self._replica.forget_unnamed(settled_seq, snapshot.named, exclude_snapshot=unsent)
 
     def _of(self, peer: Peer) -> PeerProgress:
         return self._progress.setdefault(peer.wallet, PeerProgress())

@@ -157,6 +157,8 @@ class SnapshotClient:
             raise PeerUntrusted(f"the snapshot is malformed: {error}") from error
         async with self._replica.writing():
             report = self._replica.merge(incoming, peer.wallet, snapshot=not keep_names)
+        if snapshot.records and answer.boot_id != snapshot.boot_id:
+            raise PeerUntrusted("the peer restarted while it gave its snapshot")
         snapshot.boot_id = answer.boot_id
         snapshot.records += report.total
         snapshot.refused += report.rejected

@@ -182,8 +182,11 @@ class PeerTransport:
     async def _fetch_nonce(self, peer: Peer) -> str:
         try:
             async with self._http.stream("GET", f"{peer.instance_url}/nonce") as response:
-                if response.status_code != httpx.codes.OK:
+                if response.status_code in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE):
                     raise await _refusal(response)
+                if response.status_code != httpx.codes.OK:
+                    # No word on what we want to send: it must not look like a refusal of that.
+                    raise PeerUnreachable("the peer gives no nonce")
                 answer = parse_json_object(await read_bounded(response, MAX_NONCE_ANSWER_BYTES))
                 return parse_nonce(answer.get("nonce"))
         except (*HTTP_FAILURES, AnswerTooLarge) as error:

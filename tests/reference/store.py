@@ -362,7 +362,7 @@ class Store:
             if len(records) == limit_records:
                 return Batch(records, seq, done=False)
             skipped = (exclude_source is not None and entry.source == exclude_source) or (
-                exclude_snapshot and entry.snapshot
+                exclude_snapshot and entry.snapshot and not entry.record.tombstone
             )
             if not skipped:
                 limit_bytes -= entry.size

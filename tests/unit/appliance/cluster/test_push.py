@@ -301,19 +301,24 @@ class TestRestartsAndSnapshots:
         await bench.push(peer)
         assert "theirs" in {key for keys in sent(peer) for key in keys}
 
-    async def test_what_came_by_snapshot_is_not_pushed_to_who_was_a_member_then(
+    async def test_what_came_by_snapshot_is_pushed_to_no_member_that_compares_but_deletions_are(
         self, bench: Bench, peer: FakePeer
     ) -> None:
-        giver = FakePeer(2)
-        giver.records = {APP: [record("by snapshot", b"x", at_ms=bench.clock.now_ms())]}
+        peer.extensions = ["anti_entropy"]
+        giver, older = FakePeer(2), FakePeer(5)
+        bench.reach(older)
+        now_ms = bench.clock.now_ms()
+        giver.records = {APP: [record("by snapshot", b"x", at_ms=now_ms), record("deleted", None, at_ms=now_ms)]}
         bench.reach(giver)
         await bench.snapshots.pull(giver.peer, frozenset(), keep_names=False)
-        bench.pusher.note_snapshot(giver.peer, [giver.peer, peer.peer])
+        bench.pusher.note_snapshot(giver.peer, [giver.peer, peer.peer, older.peer])
         bench.put("own", b"x")
         bench.reach(late := FakePeer(3))
-        await bench.push(peer, giver, late)
-        assert sent(peer) == [["own"]]
-        assert sent(late) == [["by snapshot", "own"]]
+        await bench.push(peer, older, giver, late)
+        assert [keys for keys in sent(peer) if keys] == [["deleted", "own"]]
+        assert [keys for keys in sent(older) if keys] == [["by snapshot", "deleted", "own"]]
+        assert [keys for keys in sent(giver) if keys] == [["own"]]
+        assert sent(late) == [["by snapshot", "deleted", "own"]]
 
     async def test_a_departed_peer_is_forgotten_and_a_returning_one_gets_everything(
         self, bench: Bench, peer: FakePeer
