@@ -60,7 +60,7 @@ def test_stages_that_are_copied_from_are_defined() -> None:
 
 def test_python_packages_are_installed_by_hash_and_offline_otherwise() -> None:
     installs = re.findall(r"pip (?:install|wheel) ([^&]*)", "&".join(rest for _, rest in instructions(PLAIN)))
-    assert len(installs) == 3
+    assert len(installs) == 4
     assert all("--require-hashes" in words or "--no-index" in words for words in installs)
 
 
