@@ -159,7 +159,8 @@ class LinuxPlatform:
         with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout_s)
             connection.connect((cid, port))
-            connection.sendall(data)
+            if data:  # even nothing cannot be sent to a side that has answered and closed already
+                connection.sendall(data)
             received = b""
             while len(received) < limit_bytes:
                 part = connection.recv(limit_bytes - len(received))
