@@ -105,7 +105,7 @@ async def dial_anywhere(host: str, port: int) -> SocketStream:
 async def dial_public(host: str, port: int) -> SocketStream:
     """A TCP connection to the first public address of a host. Raises `Refused(403)` when it has none."""
     found = await anyio.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-    public = [entry[4][0] for entry in found if ipaddress.ip_address(entry[4][0].partition("%")[0]).is_global]
+    public = [entry[4][0] for entry in found if _is_public(entry[4][0])]
     if not public:
         raise Refused(403)
     return await anyio.connect_tcp(public[0], port)
@@ -181,6 +181,12 @@ class Egress:
             raise Refused(504) from None
         except OSError:
             raise Refused(502) from None
+
+
+def _is_public(text: str) -> bool:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_global
 
 
 def _parse_port(text: str) -> int:

@@ -125,7 +125,10 @@ async def test_an_exact_entry_may_be_private_and_a_pattern_s_host_may_not(wires:
     assert said.startswith(b"HTTP/1.1 403 ")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "169.254.169.254", "10.0.0.1", "[::1]", "[fe80::1]", "[fd00:ec2::254]"])
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "169.254.169.254", "10.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "[::ffff:10.0.0.1]", "[fe80::1]"],
+)
 async def test_no_private_address_is_dialled_for_a_pattern(host: str) -> None:
     with pytest.raises(Refused) as refusal:
         await dial_public(host, 443)
