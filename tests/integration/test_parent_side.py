@@ -1,8 +1,11 @@
 """The parent's forwarders and the enclave's ends of them together, over Unix sockets in the place of vsock."""
 
 import asyncio
+import os
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -88,6 +91,55 @@ async def test_a_request_through_the_ingress_comes_from_the_client(wires: UnixWi
                 own = client.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 - anyio's, no database's
                 assert answer.endswith(repr(own.getsockname()).encode())
             server.should_exit = True
+
+
+@asynccontextmanager
+async def node_behind(directory: Path) -> AsyncIterator[Path]:
+    """A node of its own process that listens on a Unix socket and demands PROXY headers; its chain does not answer."""
+    path = directory / "node"
+    environ = {
+        "PATH": os.environ["PATH"],
+        "IN_ENCLAVE": "false",
+        "TEE_PROVIDER": "software",
+        "BIND_ADDR": f"unix:{path}",
+        "TRUSTED_INGRESS": "proxy-v2",
+        "NONCE_RATE_LIMIT_PER_MINUTE": "2",
+        "HELIOS_RPC_URL": "http://127.0.0.1:1",
+    }
+    command = [sys.executable, "-m", "appliance", "serve"]
+    with (directory / "log").open("wb") as log:
+        process = await anyio.open_process(command, env=environ, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        with anyio.fail_after(30):
+            while not path.exists():  # noqa: ASYNC110 - another process makes it
+                await anyio.sleep(0.05)
+        yield path
+    finally:
+        process.terminate()
+        with anyio.move_on_after(20, shield=True):
+            await process.aclose()
+
+
+async def test_a_node_limits_each_client_of_the_ingress_by_its_own_address(tmp_path: Path) -> None:
+    async def status_for(url: str, address: str) -> int:
+        transport = httpx.AsyncHTTPTransport(local_address=address, retries=20)
+        async with httpx.AsyncClient(transport=transport, trust_env=False) as client:
+            return (await client.get(url)).status_code
+
+    listener = listen_tcp("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/nonce"
+    async with node_behind(tmp_path) as path:
+
+        async def connect() -> SocketStream:
+            return await anyio.connect_unix(path)
+
+        async with running(lambda: Ingress(connect).serve(listener)):
+            assert [await status_for(url, "127.0.0.2") for _ in range(3)] == [200, 200, 429]
+            assert await status_for(url, "127.0.0.3") == 200
+        async with await connect() as stranger:
+            await stranger.send(b"GET /health HTTP/1.1\r\nHost: node\r\n\r\n")
+            with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError)):
+                await stranger.receive()
 
 
 @asynccontextmanager
