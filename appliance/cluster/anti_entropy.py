@@ -51,8 +51,7 @@ logger = logging.getLogger(__name__)
 REQUEST_DEADLINE_S = 20.0
 # One comparison; a difference that is larger is settled by the next ones, which begin where this one ended.
 RUN_DEADLINE_S = 120.0
-# A peer without the extension whose pushes failed so often in a row may lack what nobody will push again.
-FAILURES_BEFORE_SNAPSHOT = 10
+
 
 # After these the peer's record is the stored one, so there is nothing to tell the peer.
 _AGREED = frozenset({MergeOutcome.INSERTED, MergeOutcome.REPLACED_BY_VERSION, MergeOutcome.IGNORED_EQUAL_VERSION})
@@ -86,6 +85,7 @@ class AntiEntropy:
         self._availability = availability
         self._clock = clock
         self._last = ""
+        self._failing: dict[str, int] = {}
         self._overdue: set[str] = set()
         # Once in a row of failures: a peer that refuses pushes for good would else be pulled from in every round.
         self._pulled: set[str] = set()
@@ -117,13 +117,15 @@ class AntiEntropy:
         return sorted(others, key=lambda peer: peer.wallet <= self._last)
 
     def _note_long_failures(self, others: Sequence[Peer]) -> None:
-        """Remember them: the first push that succeeds forgets how many failed before it."""
+        """Remember who failed from one round to the next: the first push that succeeds forgets what failed before."""
         progress = {peer.wallet: self._pusher.progress_of(peer.wallet) for peer in others}
+        failing = {wallet: known.failures for wallet, known in progress.items() if known and known.failures}
+        self._pulled &= failing.keys()
         self._overdue &= progress.keys()
-        self._pulled &= {wallet for wallet, known in progress.items() if known and known.failures}
         self._overdue |= {
-            wallet for wallet, known in progress.items() if known and known.failures > FAILURES_BEFORE_SNAPSHOT
+            wallet for wallet, failures in failing.items() if 0 < self._failing.get(wallet, 0) <= failures
         } - self._pulled
+        self._failing = failing
 
     async def _settle_with(self, peer: Peer) -> bool:
         """Whether there was anything to be done with this peer."""

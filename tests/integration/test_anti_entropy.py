@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support import wire
-from tests.support.cluster import Cluster, eventually
+from tests.support.cluster import Cluster, Node, eventually
 from tests.support.raw_client import wire_record
 from tests.support.scenarios import know_each_other, peer_of_our_own, started_and_admitted
 
@@ -68,10 +68,11 @@ def test_nodes_that_agree_say_so_in_one_message(cluster: Cluster) -> None:
     peer.push(wire.derive_sync_key(secret), app.app_id, *records)
     clients = [cluster.app_at(app, node) for node in nodes]
     eventually(lambda: all(len(client.keys()) == 90 for client in clients))
-    roots = {
-        cluster.peer_at(peer.identity, node)
-        .sync({"type": "digest_request", "ranges": [[str(app.app_id), ""]]}, wire.derive_sync_key(secret))
-        .inner["ranges"][0]["children"][0]
-        for node in nodes
-    }
-    assert len(roots) == 1
+
+    def root(node: Node) -> str:
+        asked = {"type": "digest_request", "ranges": [[str(app.app_id), ""]]}
+        answer = cluster.peer_at(peer.identity, node).sync(asked, wire.derive_sync_key(secret))
+        assert answer.inner is not None, "the node has not heard of this peer yet"
+        return answer.inner["ranges"][0]["children"][0]
+
+    assert len({eventually(lambda node=node: root(node)) for node in nodes}) == 1

@@ -3,7 +3,7 @@
 import anyio
 import pytest
 
-from appliance.cluster.anti_entropy import FAILURES_BEFORE_SNAPSHOT, Comparison
+from appliance.cluster.anti_entropy import Comparison
 from appliance.cluster.messages import EXT_SNAPSHOT_PAGES
 from kmscore.errors import Rejected
 from kmscore.store import StoreLimits
@@ -232,10 +232,10 @@ class TestTheTask:
         await one.anti_entropy.run_once()
         assert one.contents() == {}
         network.separate([one])
-        for _ in range(FAILURES_BEFORE_SNAPSHOT + 1):
+        for _ in range(2):
             one.put(1, "of one", b"v")
             await one.push()
-        await one.anti_entropy.run_once()
+            await one.anti_entropy.run_once()
         network.heal()
         await one.push()
         await one.anti_entropy.run_once()
