@@ -173,7 +173,7 @@ class Comparison:
         self._unknown: list[Name] = []
 
     async def run(self) -> None:
-        """Walk until nothing is left to ask. Raises `PeerError`; what was merged until then stays."""
+        """Walk until nothing is left to ask. Raises `Unavailable`, from the peer or here; what was merged stays."""
         await refresh_digests(self._replica, self._keys, self._clock)
         while self._open or self._absent or self._wanted or self._unknown:
             if len(self._unknown) >= MAX_KEYS:

@@ -31,7 +31,7 @@ class SecretClient:
         self._transport = transport
 
     async def request(self, peer: Peer) -> Handover:
-        """Raises `PeerError` when there is no answer, or none that opens."""
+        """Raises `PeerError` when there is no answer, or none that opens; `Unavailable` from our own TEE provider."""
         ephemeral = AgreementKey.generate()
         answer = await self._transport.exchange(
             peer,

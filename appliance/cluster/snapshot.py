@@ -112,7 +112,7 @@ class SnapshotClient:
         """Merge everything `peer` has.
 
         With `keep_names` this node has a store of its own, of which the snapshot is an update like any other; without,
-        what comes is marked as come by snapshot. Raises `PeerError` when the walk did not reach its end: what came
+        what comes is marked as come by snapshot. Raises `Unavailable` when the walk did not reach its end: what came
         stays merged, but is not a snapshot.
         """
         snapshot = PulledSnapshot()
