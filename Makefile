@@ -32,7 +32,7 @@ image: setup  ## build the enclave image from its lock (minutes the first time: 
 	$(BIN)/nova-kms image build
 
 bench: setup  ## run the microbenchmarks of the hot paths
-	$(BIN)/pytest bench --benchmark-enable --benchmark-only -p no:xdist $(TEST_ARGS)
+	$(BIN)/pytest bench/micro --benchmark-enable --benchmark-only -p no:xdist $(TEST_ARGS)
 
 contracts: setup  ## compile the Solidity sources into the committed artifacts
 	$(BIN)/python -m appliance.chain.compile
