@@ -1,1 +1,4 @@
-"""The bench suite: `micro` (hot paths beside what they wrap), `load` (a real node), `scale` (how cost grows), `report`."""
+"""The bench suite: `micro` (hot paths beside what they wrap), `load` (a node under load), `scale` (how cost grows).
+
+`report` puts their results together.
+"""
