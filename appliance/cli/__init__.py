@@ -28,7 +28,7 @@ COMMANDS = {
     "devnet": LazyCommand("appliance.cli.devnet", "devnet", "Run a whole cluster on this machine, for development."),
     "app": LazyCommand("appliance.cli.app", "app", "Use the KMS as an application: derive, put, get, list, delete."),
     "status": LazyCommand("appliance.cli.cluster", "status", "Show a cluster: membership, readiness, master secret."),
-    "image": LazyCommand("enclave_image.cli", "image", "Build, describe, compare and verify enclave images."),
+    "image": LazyCommand("appliance.cli.image", "image", "Build, describe, verify and emulate enclave images."),
     "host": LazyCommand("appliance.cli.host", "host", "Run an enclave on this machine: ingress, egress, nitro-cli."),
     "nodes": LazyCommand("appliance.cli.cluster", "nodes", "Show what one node knows about the others."),
     "attest": LazyCommand("appliance.cli.attest", "attest", "Verify what a node's enclave proves about itself."),

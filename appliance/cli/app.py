@@ -159,7 +159,7 @@ def _call(
 ) -> ResultT:
     async def run() -> ResultT:
         async with (
-            toolbox.http() as http,
+            toolbox.http(cluster.tunnels) as http,
             identity.open(http) as tee,
             toolbox.connect(cluster.settings, cluster.timeout_s) as chain,
         ):

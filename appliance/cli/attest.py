@@ -165,7 +165,7 @@ def _fetch(toolbox: Toolbox, source: str, nonce: bytes, timeout_s: float) -> byt
         raise ConfigError(f"URL is not accepted: {error}") from error
 
     async def fetch() -> bytes:
-        async with toolbox.http() as http:
+        async with toolbox.http(None) as http:
             with anyio.fail_after(timeout_s):
                 return await fetch_document(http, url, nonce)
 

@@ -34,7 +34,7 @@ def status(ctx: click.Context, /, *, toolbox: Toolbox, cluster: ClusterOptions) 
     """
 
     async def look() -> ClusterReport:
-        async with toolbox.http() as http, toolbox.connect(cluster.settings, cluster.timeout_s) as chain:
+        async with toolbox.http(cluster.tunnels) as http, toolbox.connect(cluster.settings, cluster.timeout_s) as chain:
             return await survey(chain, http, cluster)
 
     report = _run(cluster.timeout_s, look)
@@ -61,7 +61,7 @@ def nodes(*, toolbox: Toolbox, cluster: ClusterOptions, url: str | None) -> None
     """
 
     async def look() -> tuple[str, list[object]]:
-        async with toolbox.http() as http:
+        async with toolbox.http(cluster.tunnels) as http:
             if url is not None:
                 return await ask_for_nodes(http, [_parse_url(url)])
             async with toolbox.connect(cluster.settings, cluster.timeout_s) as chain:

@@ -1,7 +1,6 @@
 """`nova-kms devnet`: a whole cluster on this machine, with a demonstration."""
 
 import os
-import signal
 from pathlib import Path
 
 import anyio
@@ -9,8 +8,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from appliance.cli.emulator import obtain_qemu, qemu_option
 from appliance.cli.errors import first_error
-from appliance.devnet.cluster import Devnet
+from appliance.cli.signals import stopped_by_signals
+from appliance.devnet.cluster import ATTEST_ROOT_FILE, Devnet, ImageToRun
 from appliance.devnet.demo import Demonstration, DemoRow
 from appliance.devnet.profile import PROFILE_FILE
 from appliance.devnet.progress import Progress
@@ -29,11 +30,26 @@ from appliance.tee.local import LocalTee
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the profile, the example app's keys and the logs go.",
 )
-def devnet(nodes: int, once: bool, directory: Path) -> None:
+@click.option(
+    "--eif",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Also run one node from this enclave image, in the emulator; see below.",
+)
+@qemu_option
+def devnet(nodes: int, once: bool, directory: Path, eif: Path | None, qemu: Path | None) -> None:
     """Run a chain, the registries, nodes and an example app on this machine.
 
     Derives the same key through every node, puts a value on one and reads it on the others, deletes it, and shows what
     happened. Then the cluster stays up until Ctrl-C, which stops everything that was started.
+
+    With --eif one node more joins the cluster: an enclave image, booted in QEMU with an emulated security module, and
+    registered with the keys that it attests. The image must have been built for devnets:
+
+    \b
+      nova-kms image build --config enclave_image/devnet.toml --out dist/devnet-image
+      nova-kms devnet --nodes 2 --eif dist/devnet-image/nova-kms.eif
+      nova-kms attest verify http://127.0.0.1:PORT --root .devnet/attest-root.pem \\
+        --measurements dist/devnet-image/measurements.json
 
     \b
     While it runs, from another terminal in the same directory:
@@ -45,35 +61,27 @@ def devnet(nodes: int, once: bool, directory: Path) -> None:
     """
     console = Console(highlight=False)
     try:
-        anyio.run(_run, console, nodes, once, directory)
+        image = None if eif is None else ImageToRun(eif, obtain_qemu(qemu))
+        anyio.run(_run, console, nodes, once, directory, image)
     except ExceptionGroup as group:
         raise first_error(group) from group
 
 
-async def _run(console: Console, nodes: int, once: bool, directory: Path) -> None:
-    async with anyio.create_task_group() as group:
-        group.start_soon(_cancel_on_signal, group.cancel_scope)
-        async with (
-            Devnet(directory, node_count=nodes, progress=Progress(console)) as cluster,
-            new_http_client() as http,
-        ):
-            keys = cluster.app_keys
-            identity = LocalTee(keys.wallet_key(), keys.agreement_key(), os.urandom)
-            demonstration = Demonstration(cluster, identity, http)
-            with Progress(console).step("Demonstrating"):
-                await demonstration.run()
-            console.print(_table(demonstration.rows))
-            if not once:
-                console.print(_addresses(cluster, directory))
-                await anyio.sleep_forever()
-        group.cancel_scope.cancel()
-
-
-async def _cancel_on_signal(scope: anyio.CancelScope) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            scope.cancel()
-            return
+async def _run(console: Console, nodes: int, once: bool, directory: Path, image: ImageToRun | None) -> None:
+    async with (
+        stopped_by_signals(),
+        Devnet(directory, node_count=nodes, progress=Progress(console), image=image) as cluster,
+        new_http_client() as http,
+    ):
+        keys = cluster.app_keys
+        identity = LocalTee(keys.wallet_key(), keys.agreement_key(), os.urandom)
+        demonstration = Demonstration(cluster, identity, http)
+        with Progress(console).step("Demonstrating"):
+            await demonstration.run()
+        console.print(_table(demonstration.rows))
+        if not once:
+            console.print(_addresses(cluster, directory))
+            await anyio.sleep_forever()
 
 
 def _table(rows: list[DemoRow]) -> Table:
@@ -93,4 +101,6 @@ def _addresses(cluster: Devnet, directory: Path) -> Table:
     for node in cluster.nodes:
         table.add_row(node.process.name, node.process.url)
     table.add_row("profile", str(directory / PROFILE_FILE))
+    if cluster.image_node is not None:
+        table.add_row("attestation root", str(directory / ATTEST_ROOT_FILE))
     return table

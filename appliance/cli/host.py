@@ -1,6 +1,5 @@
 """`nova-kms host`: the parent's side of an enclave."""
 
-import signal
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import anyio
 import click
 
 from appliance.cli.errors import first_error
+from appliance.cli.signals import stopped_by_signals
 from appliance.host.egress import Allowed, parse_allowed
 from appliance.host.nitro_cli import MIN_CID, EnclaveStart, NitroCli
 from appliance.host.run import EGRESS_PORT, SERVICE_PORT, HostPlan, default_memory_mib, run_host
@@ -74,9 +74,9 @@ def run(
     )
     plan = HostPlan(
         start,
-        _parse_listen(listen),
-        allowed=_parse_allow(allow),
-        instance_url=_parse_instance_url(instance_url),
+        parse_listen(listen),
+        allowed=parse_allow(allow),
+        instance_url=parse_instance_url(instance_url),
         log_level=LogLevel(node_log_level) if node_log_level else None,
         service_port=service_port,
         egress_port=egress_port,
@@ -90,27 +90,19 @@ def run(
 
 
 async def _run(plan: HostPlan) -> None:
-    async with anyio.create_task_group() as group:
-        group.start_soon(_cancel_on_signal, group.cancel_scope)
-        await run_host(plan, NitroCli(), Vsock(), _show)
-        group.cancel_scope.cancel()
+    async with stopped_by_signals():
+        await run_host(plan, NitroCli(), Vsock(), show_console)
 
 
-async def _cancel_on_signal(scope: anyio.CancelScope) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            scope.cancel()
-            return
-
-
-def _show(piece: bytes) -> None:
+def show_console(piece: bytes) -> None:
     """The console on the terminal, without the control characters by which it could drive it."""
     text = piece.decode("ascii", "replace").replace("\r", "")
     sys.stdout.write("".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text))
     sys.stdout.flush()
 
 
-def _parse_listen(text: str) -> TcpAddress:
+def parse_listen(text: str) -> TcpAddress:
+    """The value of --listen. Raises `ConfigError`."""
     try:
         address = parse_bind_address(text)
     except Rejected as error:
@@ -120,14 +112,16 @@ def _parse_listen(text: str) -> TcpAddress:
     return address
 
 
-def _parse_allow(entries: tuple[str, ...]) -> tuple[Allowed, ...]:
+def parse_allow(entries: tuple[str, ...]) -> tuple[Allowed, ...]:
+    """The values of --allow. Raises `ConfigError`."""
     return tuple(parse_allowed(entry) for entry in entries)
 
 
-def _parse_instance_url(text: str | None) -> str | None:
+def parse_instance_url(text: str | None, *, https_only: bool = True) -> str | None:
+    """The value of --instance-url. Raises `ConfigError`."""
     if text is None:
         return None
     try:
-        return parse_node_url(text, https_only=True)
+        return parse_node_url(text, https_only=https_only)
     except Rejected as error:
         raise ConfigError(f"--instance-url is not accepted: {error}") from error

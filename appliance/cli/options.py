@@ -15,6 +15,7 @@ import httpx
 
 from appliance.chain.types import MembershipReads
 from appliance.devnet.profile import PROFILE_FILE, DevelopmentKeys, DevnetProfile
+from appliance.egress import Tunnels, connect_to
 from appliance.http import new_http_client
 from appliance.settings import Settings
 from appliance.tee.port import TeeProvider
@@ -56,7 +57,7 @@ class Toolbox:
     environ: Mapping[str, str]
     directory: Path
     connect: Callable[[Settings, float], AbstractAsyncContextManager[Chain]]
-    http: Callable[[], httpx.AsyncClient]
+    http: Callable[[Tunnels | None], httpx.AsyncClient]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,12 @@ class ClusterOptions:
     https_only: bool
     timeout_s: float
     as_json: bool
+
+    @property
+    def tunnels(self) -> Tunnels | None:
+        """The way to the nodes of a devnet that are registered under names; None for the ordinary one."""
+        proxy = self.settings.egress_proxy
+        return None if proxy is None else Tunnels(connect_to(proxy), lambda _host, _port: True)
 
 
 @dataclass(frozen=True, slots=True)

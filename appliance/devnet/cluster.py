@@ -1,27 +1,30 @@
 """A whole cluster on this machine: chain, contracts, nodes and an example app, each started, registered and stopped.
 
-Everything in it is the real thing but the keys, which live in ordinary processes, and the chain, which is private.
+Everything in it is the real thing but the keys, which live in ordinary processes, and the chain, which is private. One
+node more can run from an enclave image: its keys live in an emulated enclave and are registered as it attests them.
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from ssl import DER_cert_to_PEM_cert
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import anyio
 
 from appliance.chain.provider import connect
-from appliance.devnet.anvil import DEVNET_CHAIN_ID, Anvil, free_port
+from appliance.devnet.anvil import DEVNET_CHAIN_ID, HOST, Anvil, free_port
 from appliance.devnet.contracts import DevRegistry, deploy_contracts
-from appliance.devnet.nodes import DevnetError, NodeProcess, NodeStatus
+from appliance.devnet.emulator.qemu import Qemu
+from appliance.devnet.image_node import ImageNode, NodeImage, load_image
+from appliance.devnet.names import CHAIN_NAME, CHAIN_PORT, NODE_PORT, Names, node_name
+from appliance.devnet.nodes import DevnetError, DevnetNode, NodeProcess, NodeStatus, wait_until_serving
 from appliance.devnet.profile import APP_KEY_FILE, DevelopmentKeys, DevnetProfile
 from appliance.devnet.progress import Progress
-
-if TYPE_CHECKING:
-    pass
+from appliance.host.streams import listen_tcp
 
 KMS_APP_ID = 49
 EXAMPLE_APP_ID = 101
@@ -33,26 +36,49 @@ NODE_TICK_S = 2
 SYNC_INTERVAL_S = 1
 
 
+ATTEST_ROOT_FILE = "attest-root.pem"
+IMAGE_NODE = "image-node"
+# Booting and Python's start in software emulation, beside everything else that runs.
+IMAGE_START_TIMEOUT_S = 120.0
+
+
 @dataclass(frozen=True, slots=True)
 class RunningNode:
     """A node of the devnet with what it said of itself when it started."""
 
-    process: NodeProcess
+    process: DevnetNode
     status: NodeStatus
+
+
+@dataclass(frozen=True, slots=True)
+class ImageToRun:
+    """An image for one more node, and the QEMU to boot it with."""
+
+    eif: Path
+    qemu: Qemu
 
 
 class Devnet:
     """Context manager: on entry everything runs and every node is available; on exit everything is stopped.
 
-    `directory` receives the profile, the example app's key file and the logs. Raises `DevnetError` or `ConfigError`.
+    `directory` receives the profile, the example app's key file and the logs; with `image` also the throw-away root of
+    its attestation. Raises `DevnetError` or `ConfigError`.
     """
 
-    def __init__(self, directory: Path, *, node_count: int, progress: Progress) -> None:
+    def __init__(
+        self, directory: Path, *, node_count: int, progress: Progress, image: ImageToRun | None = None
+    ) -> None:
         self._directory = directory
         self._node_count = node_count
         self._progress = progress
+        self._image = image
+        self._names = Names()
         self._cleanup = AsyncExitStack()
+        # What serves an image's node in this process; used only with one.
+        self._background = anyio.create_task_group()
+        self._in_background = False
         self.nodes: Sequence[RunningNode] = ()
+        self.image_node: ImageNode | None = None
         self.app_keys = DevelopmentKeys.generate(secrets.token_bytes)
         self._profile: DevnetProfile | None = None
 
@@ -86,36 +112,45 @@ class Devnet:
             self._cleanup.push_async_callback(w3.provider.disconnect)
         with self._progress.step("Deploying the registries"):
             registry = await deploy_contracts(w3, kms_app_id=KMS_APP_ID)
-            kms_version = await registry.enroll_version(KMS_APP_ID, "devnet")
-        with self._progress.step(f"Starting {self._node_count} nodes"):
-            profile = await self._start_nodes(anvil.url, registry)
-        with self._progress.step("Registering the nodes"):
-            for node in self.nodes:
-                await registry.fund(node.status.wallet)
-                await registry.register_instance(
-                    KMS_APP_ID,
-                    kms_version,
-                    wallet=node.status.wallet,
-                    url=node.process.url,
-                    tee_pubkey=node.status.tee_pubkey,
-                )
-        with self._progress.step("Registering an example app"):
-            await self._register_app(registry)
-        await self._wait_until_available()
-        profile.save(self._directory)
-        self._profile = profile
-
-    async def _start_nodes(self, rpc_url: str, registry: DevRegistry) -> DevnetProfile:
-        key_file = self._directory / APP_KEY_FILE
+            version = await registry.enroll_version(KMS_APP_ID, "devnet")
         profile = DevnetProfile(
-            rpc_url=rpc_url,
+            rpc_url=anvil.url,
             chain_id=DEVNET_CHAIN_ID,
             nova_app_registry=registry.deployment.nova_app_registry,
             kms_registry=registry.deployment.kms_registry,
             kms_app_id=KMS_APP_ID,
-            app_key_file=key_file,
+            app_key_file=self._directory / APP_KEY_FILE,
             node_urls=(),
         )
+        # A wrong image should cost nobody the start of everything else.
+        image = None if self._image is None else load_image(self._image.eif, profile)
+        ports = {f"node-{number}": free_port() for number in range(1, self._node_count + 1)}
+        image_port = free_port()
+        if image is not None:
+            await self._background.__aenter__()
+            self._in_background = True
+            for name, port in {**ports, IMAGE_NODE: image_port}.items():
+                self._names.add(node_name(name), NODE_PORT, port)
+            self._names.add(CHAIN_NAME, CHAIN_PORT, anvil.port)
+            proxy = listen_tcp(HOST, free_port())
+            self._background.start_soon(self._names.serve, proxy)
+            host, port = proxy.getsockname()
+            profile = replace(profile, egress_proxy=f"{host}:{port}")
+        with self._progress.step(f"Starting {self._node_count} nodes"):
+            await self._start_nodes(profile, ports, named=image is not None)
+        with self._progress.step("Registering the nodes"):
+            for node in self.nodes:
+                await self._register(registry, version, node.process, node.status.wallet, node.status.tee_pubkey)
+        if image is not None and self._image is not None:
+            await self._start_image_node(registry, image, self._image.qemu, image_port)
+        with self._progress.step("Registering an example app"):
+            await self._register_app(registry)
+        await self._wait_until_available()
+        profile = replace(profile, node_urls=tuple(node.process.url for node in self.nodes))
+        profile.save(self._directory)
+        self._profile = profile
+
+    async def _start_nodes(self, profile: DevnetProfile, ports: Mapping[str, int], *, named: bool) -> None:
         environ = {
             **profile.environ(),
             # Everything on this machine has one address: a limit by address would throttle the nodes for each other.
@@ -125,20 +160,39 @@ class Devnet:
             "DATA_SYNC_INTERVAL_SECONDS": str(SYNC_INTERVAL_S),
         }
         processes = []
-        for number in range(1, self._node_count + 1):
-            name = f"node-{number}"
-            process = NodeProcess(name, free_port(), environ, self._directory / f"{name}.log")
+        for name, port in ports.items():
+            url = _named_url(name) if named else None
+            process = NodeProcess(name, port, environ, self._directory / f"{name}.log", registered_url=url)
             self._cleanup.push_async_callback(process.stop)
             processes.append(process)
-        self.nodes = [RunningNode(process, await process.wait_until_serving()) for process in processes]
-        return DevnetProfile(
-            rpc_url=profile.rpc_url,
-            chain_id=profile.chain_id,
-            nova_app_registry=profile.nova_app_registry,
-            kms_registry=profile.kms_registry,
-            kms_app_id=profile.kms_app_id,
-            app_key_file=key_file,
-            node_urls=tuple(process.url for process in processes),
+        self.nodes = [RunningNode(process, await wait_until_serving(process)) for process in processes]
+
+    async def _start_image_node(self, registry: DevRegistry, image: NodeImage, qemu: Qemu, port: int) -> None:
+        node = self.image_node = ImageNode(
+            IMAGE_NODE,
+            port,
+            image,
+            qemu,
+            self._names,
+            self._directory / f"{IMAGE_NODE}.log",
+            registered_url=_named_url(IMAGE_NODE),
+        )
+        with self._progress.step("Booting a node from its image in the emulator"):
+            self._background.start_soon(node.run)
+            status = await wait_until_serving(node, IMAGE_START_TIMEOUT_S)
+        with self._progress.step("Verifying its attestation and registering it"):
+            identity = await node.attest()
+            (self._directory / ATTEST_ROOT_FILE).write_text(DER_cert_to_PEM_cert(node.attest_root_der))
+            version = await registry.enroll_version(KMS_APP_ID, "image", image.code_measurement)
+            await self._register(registry, version, node, identity.wallet, identity.tee_pubkey.der)
+        self.nodes = [*self.nodes, RunningNode(node, status)]
+
+    async def _register(
+        self, registry: DevRegistry, version: int, node: DevnetNode, wallet: str, tee_pubkey: bytes
+    ) -> None:
+        await registry.fund(wallet)
+        await registry.register_instance(
+            KMS_APP_ID, version, wallet=wallet, url=node.registered_url, tee_pubkey=tee_pubkey
         )
 
     async def _register_app(self, registry: DevRegistry) -> None:
@@ -174,4 +228,15 @@ class Devnet:
             async with anyio.create_task_group() as group:
                 for node in self.nodes:
                     group.start_soon(node.process.stop)
+            if self.image_node is not None:
+                await self.image_node.stop()
+        # Not within the scope above: a task group has to be left from the scope it was entered in.
+        if self._in_background:
+            self._background.cancel_scope.cancel()
+            await self._background.__aexit__(None, None, None)
+        with anyio.CancelScope(shield=True):
             await self._cleanup.aclose()
+
+
+def _named_url(name: str) -> str:
+    return f"http://{node_name(name)}:{NODE_PORT}"

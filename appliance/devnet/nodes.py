@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 import httpx
@@ -34,12 +35,63 @@ class NodeStatus:
     total_keys: int
 
 
-class NodeProcess:
-    """One running node; its log goes to a file."""
+class DevnetNode(Protocol):
+    """One node of a devnet: an ordinary process, or an enclave in the emulator."""
 
-    def __init__(self, name: str, port: int, environ: Mapping[str, str], log_path: Path) -> None:
+    name: str
+    url: str
+    registered_url: str
+    log_path: Path
+
+    async def status(self) -> NodeStatus | None:
+        """The node's own word, None while it does not answer. Raises `DevnetError` when it stopped."""
+
+    async def stop(self) -> None:
+        """End it, in order where it lets itself be told."""
+
+
+async def read_status(url: str) -> NodeStatus | None:
+    """What `/status` of the node at this URL says; None when nothing answers there."""
+    try:
+        async with new_http_client() as http:
+            response = await http.get(f"{url}/status", timeout=5.0)
+    except httpx.TransportError:
+        return None
+    if response.status_code != httpx.codes.OK:
+        return None
+    answer = response.json()
+    node = answer["node"]
+    return NodeStatus(
+        wallet=node["tee_wallet"],
+        tee_pubkey=bytes.fromhex(node["tee_pubkey"]),
+        available=node["service_available"],
+        reason=node["service_unavailable_reason"],
+        total_keys=answer["data_store"]["total_keys"],
+    )
+
+
+async def wait_until_serving(node: DevnetNode, timeout_s: float = START_TIMEOUT_S) -> NodeStatus:
+    """The first answer of a node. Raises `DevnetError`."""
+    with anyio.move_on_after(timeout_s):
+        while True:
+            status = await node.status()
+            if status is not None:
+                return status
+            await anyio.sleep(POLL_S)
+    raise DevnetError(f"{node.name} does not answer after {timeout_s:.0f} s; see {node.log_path}")
+
+
+class NodeProcess:
+    """One running node; its log goes to a file. `url` is where it listens, `registered_url` what the registry is told:
+    the same unless another is given.
+    """
+
+    def __init__(
+        self, name: str, port: int, environ: Mapping[str, str], log_path: Path, *, registered_url: str | None = None
+    ) -> None:
         self.name = name
         self.url = f"http://127.0.0.1:{port}"
+        self.registered_url = registered_url or self.url
         self.log_path = log_path
         # Nothing of our own environment but what a program needs to start: the node is told everything by `environ`.
         inherited = {
@@ -75,32 +127,7 @@ class NodeProcess:
     async def status(self) -> NodeStatus | None:
         """The node's own word, None while it does not answer. Raises `DevnetError` when it stopped."""
         self.require_running()
-        try:
-            async with new_http_client() as http:
-                response = await http.get(f"{self.url}/status", timeout=5.0)
-            if response.status_code != httpx.codes.OK:
-                return None
-            answer = response.json()
-        except httpx.TransportError:
-            return None
-        node = answer["node"]
-        return NodeStatus(
-            wallet=node["tee_wallet"],
-            tee_pubkey=bytes.fromhex(node["tee_pubkey"]),
-            available=node["service_available"],
-            reason=node["service_unavailable_reason"],
-            total_keys=answer["data_store"]["total_keys"],
-        )
-
-    async def wait_until_serving(self) -> NodeStatus:
-        """The first answer of the node. Raises `DevnetError`."""
-        with anyio.move_on_after(START_TIMEOUT_S):
-            while True:
-                status = await self.status()
-                if status is not None:
-                    return status
-                await anyio.sleep(POLL_S)
-        raise DevnetError(f"{self.name} does not answer after {START_TIMEOUT_S:.0f} s; see {self.log_path}")
+        return await read_status(self.url)
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL for a process that does not end within its time."""

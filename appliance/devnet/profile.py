@@ -45,7 +45,10 @@ _HEADER = (
 
 @dataclass(frozen=True, slots=True)
 class DevnetProfile:
-    """One development cluster: addresses canonical, `node_urls` base URLs, `app_key_file` the example app's keys."""
+    """One development cluster: addresses canonical, `node_urls` base URLs, `app_key_file` the example app's keys.
+
+    `egress_proxy` is `host:port` of the proxy that knows the nodes' names, where they are registered under names.
+    """
 
     rpc_url: str
     chain_id: int
@@ -54,6 +57,7 @@ class DevnetProfile:
     kms_app_id: int
     app_key_file: Path
     node_urls: tuple[str, ...]
+    egress_proxy: str | None = None
 
     def environ(self) -> dict[str, str]:
         """The chain part under the node's variable names; confirmations are 0, as on every development chain (chain
@@ -67,6 +71,7 @@ class DevnetProfile:
             "NOVA_APP_REGISTRY_ADDRESS": self.nova_app_registry,
             "KMS_REGISTRY_ADDRESS": self.kms_registry,
             "KMS_APP_ID": str(self.kms_app_id),
+            **({} if self.egress_proxy is None else {"EGRESS_PROXY": self.egress_proxy}),
         }
 
     def save(self, directory: Path) -> Path:
@@ -101,6 +106,7 @@ class DevnetProfile:
                     parse_node_url(url, https_only=False)
                     for url in _required(values, "NOVA_KMS_NODE_URLS", path).split(",")
                 ),
+                egress_proxy=values.get("EGRESS_PROXY"),
             )
         except Rejected as error:
             raise ConfigError(f"{path} is not a devnet profile: {error}") from error

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import anyio
 
-from appliance.host.egress import Allowed, Egress
+from appliance.host.egress import Allowed, Dial, Egress, dial_anywhere
 from appliance.host.ingress import Ingress
-from appliance.host.nitro_cli import EnclaveStart, NitroCli, RunningEnclave
+from appliance.host.nitro_cli import EnclaveStart, RunningEnclave
 from appliance.host.parameters import PORT as PARAMETERS_PORT
 from appliance.host.parameters import RuntimeParameters, answer_parameters
 from appliance.host.streams import Wires, listen_tcp
@@ -35,9 +35,28 @@ MAX_FAILED_LOOKS: Final = 6
 TERMINATE_TIMEOUT_S: Final = 30.0
 
 
+class EnclaveTool(Protocol):
+    """What starts and ends enclaves: `NitroCli` on a parent instance, an emulator elsewhere."""
+
+    async def run_enclave(self, start: EnclaveStart) -> RunningEnclave:
+        """Start an enclave and wait for its heartbeat. Raises `ConfigError` or `Unavailable`."""
+
+    async def describe_enclaves(self) -> list[RunningEnclave]:
+        """All enclaves that there are. Raises `Unavailable`."""
+
+    async def terminate_enclave(self, enclave_id: str) -> None:
+        """End an enclave. Raises `Unavailable`."""
+
+    async def console(self, enclave_id: str, show: Callable[[bytes], None]) -> None:
+        """Pass on what an enclave in debug mode prints, until it ends."""
+
+
 @dataclass(frozen=True, slots=True)
 class HostPlan:
-    """One enclave: how it is started, where clients reach it, what it may reach and what it is told."""
+    """One enclave: how it is started, where clients reach it, what it may reach and what it is told.
+
+    `dial` makes the connections to hosts that `allowed` names.
+    """
 
     start: EnclaveStart
     listen: TcpAddress
@@ -48,6 +67,7 @@ class HostPlan:
     egress_port: int = EGRESS_PORT
     parameters_port: int = PARAMETERS_PORT
     look_every_s: float = LOOK_EVERY_S
+    dial: Dial = dial_anywhere
 
     @property
     def parameters(self) -> RuntimeParameters:
@@ -62,7 +82,7 @@ def default_memory_mib(eif_bytes: int) -> int:
     return max(MIN_MEMORY_MIB, needed + needed % 2)
 
 
-async def run_host(plan: HostPlan, cli: NitroCli, wires: Wires, show_console: Callable[[bytes], None]) -> None:
+async def run_host(plan: HostPlan, tool: EnclaveTool, wires: Wires, show_console: Callable[[bytes], None]) -> None:
     """Run until cancelled, or until the enclave ends by itself; on return the enclave and every listener are gone.
 
     Raises `ConfigError` when something cannot be had (a port, the tool), `Unavailable` when the enclave does not start
@@ -73,29 +93,29 @@ async def run_host(plan: HostPlan, cli: NitroCli, wires: Wires, show_console: Ca
             # Both before the enclave: it asks for its parameters while the tool still waits for the heartbeat.
             group.start_soon(answer_parameters, parameters, plan.parameters)
             if way_out is not None:
-                group.start_soon(Egress(plan.allowed).serve, way_out)
+                group.start_soon(Egress(plan.allowed, dial=plan.dial).serve, way_out)
             # Shielded: an enclave that is about to run when we are told to stop must be known, to be ended.
             with anyio.CancelScope(shield=True):
-                enclave = await cli.run_enclave(plan.start)
+                enclave = await tool.run_enclave(plan.start)
             try:
                 logger.info("the enclave runs", extra={"source": enclave.enclave_id, "address": f"vsock:{enclave.cid}"})
                 connect = partial(wires.connect, enclave.cid, plan.service_port)
                 group.start_soon(Ingress(connect).serve, clients)
                 if plan.start.debug:
-                    group.start_soon(cli.console, enclave.enclave_id, show_console)
-                await _watch(cli, enclave, plan.look_every_s)
+                    group.start_soon(tool.console, enclave.enclave_id, show_console)
+                await _watch(tool, enclave, plan.look_every_s)
             finally:
                 with anyio.move_on_after(TERMINATE_TIMEOUT_S, shield=True):
-                    await _terminate(cli, enclave)
+                    await _terminate(tool, enclave)
 
 
-async def _watch(cli: NitroCli, enclave: RunningEnclave, every_s: float) -> None:
+async def _watch(tool: EnclaveTool, enclave: RunningEnclave, every_s: float) -> None:
     """Raises `Unavailable` once the enclave does not run any more, or nothing can be learnt about it for long."""
     failed = 0
     while True:
         await anyio.sleep(every_s)
         try:
-            known = await cli.describe_enclaves()
+            known = await tool.describe_enclaves()
         except Unavailable as error:
             failed += 1
             logger.warning("the enclave cannot be looked at", extra={"reason": str(error)})
@@ -107,9 +127,9 @@ async def _watch(cli: NitroCli, enclave: RunningEnclave, every_s: float) -> None
             raise Unavailable("the enclave has ended; start it in debug mode to see its console")
 
 
-async def _terminate(cli: NitroCli, enclave: RunningEnclave) -> None:
+async def _terminate(tool: EnclaveTool, enclave: RunningEnclave) -> None:
     try:
-        await cli.terminate_enclave(enclave.enclave_id)
+        await tool.terminate_enclave(enclave.enclave_id)
     except (ConfigError, Unavailable) as error:
         logger.warning("the enclave was not ended", extra={"reason": str(error)})
 

@@ -175,6 +175,11 @@ class EmulatedEnclave:
     # --- the parent's side ---
 
     @property
+    def ended(self) -> bool:
+        """Whether QEMU has ended, by itself or by `stop`."""
+        return self._ended
+
+    @property
     def attest_root_der(self) -> bytes:
         """The root that documents of this enclave are to be verified under."""
         return self._root.der

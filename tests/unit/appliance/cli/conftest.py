@@ -38,7 +38,7 @@ class Desk:
         return CliRunner().invoke(cli, arguments, obj=self.toolbox(), input=stdin, prog_name="nova-kms")
 
     def toolbox(self) -> Toolbox:
-        return Toolbox(self.environ, self.directory, self._connect, self.bench.http)
+        return Toolbox(self.environ, self.directory, self._connect, lambda _tunnels: self.bench.http())
 
     def write_devnet(self, directory: Path | None = None) -> DevnetProfile:
         """A profile and a key file, as the devnet writes them."""
