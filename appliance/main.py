@@ -59,7 +59,6 @@ from appliance.tee.nsm.module import SecureModule
 from appliance.tee.nsm.provider import NsmTee
 from appliance.tee.odyn import OdynTee
 from appliance.tee.port import TeeIdentity, TeeProvider
-from appliance.tee.software import SoftwareTee
 from appliance.variables import BindAddress, TcpAddress, UnixAddress, VsockAddress
 from kmscore.errors import ConfigError, Unavailable
 from kmscore.json import MAX_ITEMS
@@ -104,13 +103,28 @@ async def open_tee(settings: Settings, http: httpx.AsyncClient) -> TeeProvider:
     """
     match settings.tee_provider:
         case TeeProviderName.SOFTWARE:
-            return SoftwareTee.generate(os.urandom)
+            return await _open_software_tee(settings)
         case TeeProviderName.ODYN:
             return OdynTee(http, settings.odyn_url)
         case TeeProviderName.NSM:
             device = NsmDevice()
             device.require_present()
             return await NsmTee.generate(SecureModule(device), config_digest=settings.enclave_config_digest)
+
+
+async def _open_software_tee(settings: Settings) -> TeeProvider:
+    try:
+        # Here and not above: the enclave image does not contain it.
+        from appliance.tee.software.provider import SoftwareTee
+    except ModuleNotFoundError as error:
+        raise ConfigError("TEE_PROVIDER='software' is not accepted: this image does not contain it") from error
+    tee = SoftwareTee.generate(os.urandom, config_digest=settings.enclave_config_digest)
+    if settings.software_tee_root_file is not None:
+        try:
+            await anyio.Path(settings.software_tee_root_file).write_bytes(tee.root_pem)
+        except OSError as error:
+            raise ConfigError(f"SOFTWARE_TEE_ROOT_FILE cannot be written: {error.strerror}") from error
+    return tee
 
 
 def build_node(

@@ -9,6 +9,7 @@ documentation are made from that one place. Variables that are not ours are igno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from pathlib import Path
 from typing import Self
 
 from appliance.urls import is_loopback_url
@@ -27,6 +28,7 @@ from appliance.variables import (
     parse_boolean,
     parse_digest,
     parse_egress,
+    parse_file,
     parse_ingress,
     parse_rpc_urls,
     parse_url_setting,
@@ -107,9 +109,19 @@ class Settings:
             "ENCLAVE_CONFIG_DIGEST",
             None,
             "96 hex digits",
-            "what the image's boot extended into PCR16; attestation documents of TEE_PROVIDER=nsm state it",
+            "what the image's boot extended into PCR16; attestation documents state it, unless TEE_PROVIDER=odyn",
             parse_digest,
             absent="set by the image",
+        )
+    )
+    software_tee_root_file: Path | None = field(
+        metadata=_variable(
+            "SOFTWARE_TEE_ROOT_FILE",
+            None,
+            "an absolute path, only with TEE_PROVIDER=software",
+            "where the node writes the throw-away root (PEM) that attestation documents of this run are signed under",
+            parse_file,
+            absent="not written",
         )
     )
     odyn_url: str = field(
@@ -419,6 +431,12 @@ class Settings:
                 "TRUSTED_INGRESS",
                 PROXY_V2,
                 "a vsock or unix BIND_ADDR with it, because on TCP anybody may send the header",
+            )
+        if self.software_tee_root_file is not None and self.tee_provider is not TeeProviderName.SOFTWARE:
+            raise _conflict(
+                "SOFTWARE_TEE_ROOT_FILE",
+                str(self.software_tee_root_file),
+                "TEE_PROVIDER=software with it, because only that provider has a root of its own",
             )
         if not self.in_enclave:
             return

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, TypeVar
 
 from appliance.urls import is_loopback_url, parse_host, parse_node_url, parse_service_url, url_origin
@@ -17,6 +18,7 @@ from kmscore.errors import ConfigError, Reason, Rejected
 MAX_SHOWN_CHARS = 80
 MAX_RPC_URLS = 16
 MAX_UNIX_PATH_BYTES = 107  # sun_path of unix(7) is 108 bytes with its NUL
+MAX_PATH_BYTES = 4095  # PATH_MAX of limits.h is 4096 with its NUL
 VMADDR_PORT_ANY = 0xFFFFFFFF  # vsock(7): not a port one can be called on
 _SIZE_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
@@ -224,6 +226,13 @@ def parse_bind_address(text: str) -> BindAddress:
         return VsockAddress(integer_between(0, VMADDR_PORT_ANY - 1)(text.removeprefix("vsock:")))
     host, _, port = text.rpartition(":")
     return TcpAddress(parse_host(host).strip("[]"), integer_between(0, 65535)(port))
+
+
+def parse_file(text: str) -> Path:
+    """An absolute path of printable characters."""
+    if not text.startswith("/") or text.endswith("/") or not text.isprintable() or len(text.encode()) > MAX_PATH_BYTES:
+        raise _refusal()
+    return Path(text)
 
 
 def parse_egress(text: str) -> ProxyAddress:

@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 
 import httpx
 import pytest
@@ -12,11 +13,14 @@ from eth_account.typed_transactions import TypedTransaction
 from hexbytes import HexBytes
 
 from appliance.http import new_http_client
+from appliance.tee.attestation.errors import Refused, Step
+from appliance.tee.attestation.root import aws_root
+from appliance.tee.attestation.verify import VerificationPolicy, VerifiedDocument, attested_identity, verify_document
 from appliance.tee.nsm.module import SecureModule
 from appliance.tee.nsm.provider import NsmTee
 from appliance.tee.odyn import OdynTee
 from appliance.tee.port import MAX_ATTESTATION_NONCE_BYTES, Eip1559Transaction, TeeProvider
-from appliance.tee.software import SoftwareTee
+from appliance.tee.software.provider import SOFTWARE_MEASUREMENTS, SoftwareTee
 from kmscore.envelope import LABELS, Envelope, encode_envelope, parse_envelope
 from kmscore.errors import InvariantBroken, Reason, Rejected, Unavailable
 from kmscore.pop import recover_signer
@@ -25,6 +29,9 @@ from tests.support.secure_module import CONFIG_DIGEST, SecureModuleBench
 
 pytestmark = pytest.mark.anyio
 
+Verify = Callable[[bytes, bytes | None], VerifiedDocument]
+
+RUNTIMES = [f"odyn, {label}" for label in LABELS]
 TRANSACTIONS = {
     "a call with data": Eip1559Transaction(
         84532, 7, 1_000_000, 3_000_000_000, 90_000, "0x" + "6a" * 20, 0, b"\x01" * 36
@@ -62,19 +69,34 @@ def runtimes(module: SecureModuleBench) -> Iterator[dict[str, str]]:
         }
 
 
-@pytest.fixture(params=["software", "nsm", *(f"odyn, {label}" for label in LABELS)])
+@pytest.fixture(params=["software", "nsm", *RUNTIMES])
 async def tee(
     request: pytest.FixtureRequest, client: httpx.AsyncClient, runtimes: dict[str, str], module: SecureModuleBench
 ) -> AsyncIterator[TeeProvider]:
     provider: TeeProvider
     if request.param == "software":
-        provider = SoftwareTee.generate(os.urandom, attestor=SecureModule(module.exchange))
+        provider = SoftwareTee.generate(os.urandom, config_digest=CONFIG_DIGEST)
     elif request.param == "nsm":
         provider = await NsmTee.generate(SecureModule(module.exchange), config_digest=CONFIG_DIGEST)
     else:
         provider = OdynTee(client, runtimes[request.param.removeprefix("odyn, ")])
     yield provider
     await provider.aclose()
+
+
+@pytest.fixture
+def verify(tee: TeeProvider, module: SecureModuleBench) -> Verify:
+    """Verifies a document of `tee` under the root and the measurements that are its own."""
+    if not isinstance(tee, SoftwareTee):
+        return module.verify
+    root_der = tee.root_der
+
+    def verify_software(document: bytes, nonce: bytes | None) -> VerifiedDocument:
+        return verify_document(
+            document, VerificationPolicy(root_der, datetime.now(UTC), nonce, [SOFTWARE_MEASUREMENTS])
+        )
+
+    return verify_software
 
 
 @pytest.fixture
@@ -223,23 +245,23 @@ async def test_more_random_bytes_than_anything_needs_are_a_bug(tee: TeeProvider)
 
 @pytest.mark.parametrize("nonce", [None, b"\0", b"nonce", bytes(64), bytes(range(256)) * 2])
 async def test_its_document_states_its_identity_and_carries_the_nonce(
-    tee: TeeProvider, module: SecureModuleBench, nonce: bytes | None
+    tee: TeeProvider, verify: Verify, nonce: bytes | None
 ) -> None:
     identity = await tee.identity()
 
-    document = await tee.attest(nonce)
+    document = verify(await tee.attest(nonce), nonce)
 
-    assert module.verify(document, None).nonce == nonce
-    stated = module.identity_in(document, nonce)
+    assert document.nonce == nonce
+    stated = attested_identity(document)
     assert (stated.wallet, stated.tee_pubkey) == (identity.wallet, identity.tee_pubkey)
 
 
 async def test_only_a_provider_that_extended_it_states_a_configuration(
-    tee: TeeProvider, module: SecureModuleBench, request: pytest.FixtureRequest
+    tee: TeeProvider, verify: Verify, request: pytest.FixtureRequest
 ) -> None:
-    stated = module.identity_in(await tee.attest(None), None)
+    stated = attested_identity(verify(await tee.attest(None), None))
 
-    assert stated.config_digest == (CONFIG_DIGEST if request.node.callspec.params["tee"] == "nsm" else None)
+    assert stated.config_digest == (None if runtime_label(request) else CONFIG_DIGEST)
 
 
 async def test_every_document_is_made_anew(tee: TeeProvider) -> None:
@@ -251,6 +273,16 @@ async def test_a_nonce_larger_than_a_document_takes_is_a_bug(tee: TeeProvider) -
         await tee.attest(bytes(MAX_ATTESTATION_NONCE_BYTES + 1))
 
 
+async def test_a_production_verifier_refuses_the_document_of_a_root_that_is_not_aws(tee: TeeProvider) -> None:
+    policy = VerificationPolicy(aws_root(), datetime.now(UTC), b"nonce", None)
+
+    with pytest.raises(Refused) as refusal:
+        verify_document(await tee.attest(b"nonce"), policy)
+
+    assert refusal.value.step is Step.ROOT
+
+
+@pytest.mark.parametrize("tee", ["nsm", *RUNTIMES], indirect=True)
 async def test_a_module_that_does_not_answer_makes_attestation_unavailable_and_nothing_else(
     tee: TeeProvider, module: SecureModuleBench
 ) -> None:

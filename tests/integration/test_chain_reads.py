@@ -13,7 +13,7 @@ from appliance.chain.provider import connect
 from appliance.chain.rpc import ChainReader
 from appliance.chain.types import ChainError, PinnedBlock
 from appliance.devnet.anvil import DEVNET_CHAIN_ID, Anvil, free_port
-from appliance.tee.software import SoftwareTee
+from appliance.tee.software.provider import SoftwareTee
 from kmscore.errors import ConfigError
 from tests.support.chain import KMS_APP_ID, Chain, running_chain, running_proxy
 

@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 
-from appliance.devnet.emulator.nsm import PcrBank, SoftwareNsm
-from appliance.devnet.emulator.pki import ThrowAwayRoot
 from appliance.tee.attestation.cbor import decode_cbor, encode_cbor
 from appliance.tee.attestation.statement import encode_statement
+from appliance.tee.software.nsm import PcrBank, SoftwareNsm
+from appliance.tee.software.pki import ThrowAwayRoot
 from tests.support.fake_node import FakeClock, FakeNode, Fault
 from tests.support.secure_module import IMAGE, MODULE_ID
 

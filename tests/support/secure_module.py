@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from appliance.clock import Clock, SystemClock
-from appliance.devnet.emulator.nsm import PcrBank, SoftwareNsm
-from appliance.devnet.emulator.pki import ThrowAwayRoot
 from appliance.tee.attestation.cbor import encode_cbor
 from appliance.tee.attestation.measurements import Measurements
 from appliance.tee.attestation.statement import CONFIG_PCR
@@ -18,6 +16,8 @@ from appliance.tee.attestation.verify import (
     attested_identity,
     verify_document,
 )
+from appliance.tee.software.nsm import PcrBank, SoftwareNsm
+from appliance.tee.software.pki import ThrowAwayRoot
 
 MODULE_ID = "i-0123456789abcdef0-enc0123456789abcdef"
 CONFIG_DIGEST = hashlib.sha384(b"{}").digest()

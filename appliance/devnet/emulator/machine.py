@@ -27,13 +27,13 @@ from appliance.devnet.emulator.heartbeat import PORT as HEARTBEAT_PORT
 from appliance.devnet.emulator.heartbeat import answer_heartbeat
 from appliance.devnet.emulator.host_ports import GuestListener
 from appliance.devnet.emulator.image import boot_pcrs, parse_boot_image
-from appliance.devnet.emulator.nsm import PcrBank, SoftwareNsm
 from appliance.devnet.emulator.nsm_device import NsmDevice
-from appliance.devnet.emulator.pki import ThrowAwayRoot
 from appliance.devnet.emulator.qemu import Boot, Qemu, boot_command
 from appliance.devnet.emulator.reactor import Reactor
 from appliance.devnet.emulator.vhost_user import VhostUserBackend
 from appliance.devnet.emulator.vsock import HOST_CIDS, PARENT_CID, HostPort, VsockDevice
+from appliance.tee.software.nsm import PcrBank, SoftwareNsm
+from appliance.tee.software.pki import ThrowAwayRoot
 from kmscore.errors import ConfigError, InvariantBroken, Unavailable
 
 GUEST_CID: Final = 16

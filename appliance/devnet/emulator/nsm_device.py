@@ -7,9 +7,9 @@ are the same to this device.
 from collections.abc import Sequence
 from typing import Final
 
-from appliance.devnet.emulator.nsm import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, SoftwareNsm
 from appliance.devnet.emulator.reactor import Reactor
 from appliance.devnet.emulator.vring import Chain, Vring
+from appliance.tee.software.nsm import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, SoftwareNsm
 
 VIRTIO_ID: Final = 33
 BURST: Final = 16

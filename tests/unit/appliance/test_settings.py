@@ -2,6 +2,7 @@
 
 import dataclasses
 import ipaddress
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -17,6 +18,7 @@ DEFAULTS = {
     "in_enclave": True,
     "tee_provider": TeeProviderName.NSM,
     "enclave_config_digest": None,
+    "software_tee_root_file": None,
     "odyn_url": "http://127.0.0.1:18000",
     "bind_addr": TcpAddress("0.0.0.0", 8000),
     "node_instance_url": None,
@@ -104,6 +106,7 @@ REFUSED = {
     "IN_ENCLAVE": ["", "maybe", "2", " true", "off"],
     "TEE_PROVIDER": ["", "sgx", "nsm,odyn"],
     "ENCLAVE_CONFIG_DIGEST": ["", "00" * 47, "00" * 49, "0x" + "00" * 48, "0g" * 48, " " + "00" * 48, "٠" * 96],
+    "SOFTWARE_TEE_ROOT_FILE": ["", "root.pem", "/tmp/", "/tmp/a\nb", "/" + "x" * 4095],
     "ODYN_URL": ["", "127.0.0.1:18000", "http://user:pw@127.0.0.1:18000", "unix:/run/odyn"],
     "BIND_ADDR": [
         "", "8000", "host", "host:", ":8000", "host:65536", "host:-1", "::1:8000", "[::1]", "[::g]:1", "a b:1",
@@ -156,6 +159,12 @@ REFUSED = {
 # name of the row -> variables, the variable the error begins with, and a word of what is expected
 CONFLICTS = {
     "software keys in an enclave": ({"TEE_PROVIDER": "software"}, "TEE_PROVIDER", "nsm or odyn"),
+    "a throw-away root of the secure module": (
+        {"SOFTWARE_TEE_ROOT_FILE": "/tmp/root.pem"}, "SOFTWARE_TEE_ROOT_FILE", "TEE_PROVIDER=software"
+    ),
+    "a throw-away root of the platform's runtime": (
+        {"TEE_PROVIDER": "odyn", "SOFTWARE_TEE_ROOT_FILE": "/tmp/root.pem"}, "SOFTWARE_TEE_ROOT_FILE", "only that"
+    ),
     "the platform's API on another machine": (
         {"TEE_PROVIDER": "odyn", "ODYN_URL": "https://odyn.example"}, "ODYN_URL", "loopback"
     ),
@@ -251,6 +260,12 @@ def test_networks_behind_an_ingress_that_sends_proxy_headers_may_be_trusted_too(
     assert Settings.from_environ(environ).trusted_ingress == TrustedIngress(
         proxy_v2=True, networks=(ipaddress.ip_network("10.0.0.0/8"),)
     )
+
+
+def test_the_software_tee_may_write_its_throw_away_root() -> None:
+    environ = {**OUTSIDE, "TEE_PROVIDER": "software", "SOFTWARE_TEE_ROOT_FILE": "/tmp/root.pem"}
+
+    assert Settings.from_environ(environ).software_tee_root_file == Path("/tmp/root.pem")
 
 
 def test_variables_that_are_not_ours_are_ignored() -> None:

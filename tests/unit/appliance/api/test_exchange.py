@@ -19,7 +19,7 @@ from appliance.api.exchange import (
 )
 from appliance.auth.envelopes import EnvelopeGate, LabelMemory
 from appliance.auth.pop import PopVerifier, VerifiedPop
-from appliance.tee.software import SoftwareTee
+from appliance.tee.software.provider import SoftwareTee
 from kmscore.envelope import LABELS, Envelope, TeePublicKey, parse_tee_pubkey
 from kmscore.errors import Reason, Rejected, Unavailable
 from kmscore.nonce import EnvelopeNonces, NonceIssuer, UsedNonces

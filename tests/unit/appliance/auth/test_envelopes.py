@@ -7,7 +7,7 @@ import pytest
 
 from appliance.auth.envelopes import EnvelopeGate, LabelMemory, OpenedRequest, encode_inner, parse_sender
 from appliance.tee.port import TeeProvider
-from appliance.tee.software import SoftwareTee
+from appliance.tee.software.provider import SoftwareTee
 from kmscore.envelope import LABELS, Envelope, TeePublicKey, parse_envelope, parse_tee_pubkey
 from kmscore.errors import Reason, Rejected
 from kmscore.nonce import EnvelopeNonces

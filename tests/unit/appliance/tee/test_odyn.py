@@ -11,7 +11,7 @@ import pytest
 from appliance.http import new_http_client
 from appliance.tee.odyn import MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, OdynTee
 from appliance.tee.port import Eip1559Transaction
-from appliance.tee.software import SoftwareTee
+from appliance.tee.software.provider import SoftwareTee
 from kmscore.envelope import AgreementKey, Envelope, TeePublicKey, encode_envelope
 from kmscore.errors import InvariantBroken, KmsError, Reason, Rejected, Unavailable
 from tests.support.odyn_emulator import OdynEmulator, serve_odyn

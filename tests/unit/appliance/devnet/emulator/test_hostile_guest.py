@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from appliance.clock import SystemClock
 from appliance.devnet.emulator.host_ports import GuestListener
-from appliance.devnet.emulator.nsm import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, PcrBank, SoftwareNsm
 from appliance.devnet.emulator.nsm_device import NsmDevice
-from appliance.devnet.emulator.pki import ThrowAwayRoot
 from appliance.devnet.emulator.reactor import Reactor
 from appliance.devnet.emulator.vhost_user import VhostUserBackend
 from appliance.devnet.emulator.vsock import VsockDevice
 from appliance.devnet.emulator.vsock_packet import HEADER_BYTES, Packet, encode_packet
+from appliance.tee.software.nsm import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, PcrBank, SoftwareNsm
+from appliance.tee.software.pki import ThrowAwayRoot
 from tests.support.virtio_guest import GUEST_BASE, MEMORY_BYTES, DriverRing, FrontEnd
 
 CID = 16

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from appliance.devnet.emulator.image import boot_pcrs, parse_boot_image
-from appliance.devnet.emulator.pki import ThrowAwayRoot
+from appliance.tee.software.pki import ThrowAwayRoot
 from enclave_image.eif import FLAG_AARCH64, Eif, Section, SectionType, encode_eif, parse_eif
 from enclave_image.signature import encode_signature_section, signed_payload
 from kmscore.errors import ConfigError

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from appliance.clock import SystemClock
-from appliance.devnet.emulator.nsm import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, PcrBank, SoftwareNsm
 from appliance.devnet.emulator.nsm_device import NsmDevice
-from appliance.devnet.emulator.pki import ThrowAwayRoot
 from appliance.devnet.emulator.reactor import Reactor
 from appliance.devnet.emulator.vhost_user import Request, VhostUserBackend
 from appliance.tee.attestation.cbor import decode_cbor, encode_cbor
+from appliance.tee.software.nsm import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, PcrBank, SoftwareNsm
+from appliance.tee.software.pki import ThrowAwayRoot
 from tests.support.virtio_guest import FrontEnd
 
 MODULE = "i-0123456789abcdef0-enc0123456789abcdef"

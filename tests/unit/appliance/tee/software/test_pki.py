@@ -8,8 +8,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
-from appliance.devnet.emulator.pki import LEAF_MARGIN, ThrowAwayRoot
 from appliance.tee.attestation.chain import verify_chain
+from appliance.tee.software.pki import LEAF_MARGIN, ThrowAwayRoot
 
 MODULE = "i-0123456789abcdef0-enc0123456789abcdef"
 NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)

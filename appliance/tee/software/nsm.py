@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
 
 from appliance.clock import Clock
-from appliance.devnet.emulator.pki import LeafIssuer
 from appliance.tee.attestation.cbor import CborValue, decode_cbor, encode_cbor
 from appliance.tee.attestation.document import ES384_HEADER
+from appliance.tee.software.pki import LeafIssuer
 from kmscore.errors import InvariantBroken, KmsError, Rejected
 
 MAX_REQUEST_BYTES: Final = 0x1000

@@ -3,14 +3,22 @@
 import itertools
 import logging
 import os
+import ssl
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import httpx
 import pytest
 
+from appliance.main import open_tee
+from appliance.settings import Settings
+from appliance.tee.attestation.document import parse_document
+from appliance.tee.attestation.statement import CONFIG_PCR, extend_config
 from appliance.tee.local import INLINE_BYTES, LocalTee
-from appliance.tee.software import SoftwareTee
+from appliance.tee.software.provider import SOFTWARE_MEASUREMENTS, SoftwareTee
 from kmscore.envelope import LABELS, AgreementKey
-from kmscore.errors import InvariantBroken, Rejected
+from kmscore.errors import ConfigError, InvariantBroken, Rejected
 from kmscore.pop import WalletKey
 from kmscore.secret import SecretBytes
 
@@ -20,6 +28,10 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+def software_settings(**variables: str) -> Settings:
+    return Settings.from_environ({"IN_ENCLAVE": "false", "TEE_PROVIDER": "software", **variables})
 
 
 def counting(first: int = 1) -> Callable[[int], bytes]:
@@ -56,11 +68,54 @@ def test_a_source_that_never_yields_a_key_is_a_bug() -> None:
 
 
 def test_its_construction_warns(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "appliance.tee.software"):
+    with caplog.at_level(logging.WARNING, "appliance.tee.software.provider"):
         SoftwareTee.generate(os.urandom)
 
     assert "development" in caplog.text
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+async def test_its_registers_say_in_plain_words_that_it_is_no_enclave() -> None:
+    document = parse_document(await SoftwareTee.generate(os.urandom).attest(None))
+
+    texts = [document.pcrs[index].decode("ascii") for index in (0, 1, 2)]
+    assert texts == [f"Nova KMS software TEE, no enclave: PCR{index}........." for index in (0, 1, 2)]
+    assert SOFTWARE_MEASUREMENTS.match(document.pcrs)
+
+
+@pytest.mark.parametrize("digest", [None, b"\xab" * 48])
+async def test_its_configuration_register_is_locked_with_or_without_a_digest(digest: bytes | None) -> None:
+    document = parse_document(await SoftwareTee.generate(os.urandom, config_digest=digest).attest(None))
+
+    # A document shows locked registers alone.
+    assert document.pcrs[CONFIG_PCR] == (bytes(48) if digest is None else extend_config(digest))
+
+
+async def test_every_process_has_a_root_of_its_own_in_both_forms() -> None:
+    first, second = SoftwareTee.generate(os.urandom), SoftwareTee.generate(os.urandom)
+
+    assert first.root_der != second.root_der
+    assert ssl.PEM_cert_to_DER_cert(first.root_pem.decode()) == first.root_der
+
+
+async def test_a_node_writes_the_root_where_the_setting_says(tmp_path: Path) -> None:
+    file = tmp_path / "root.pem"
+    tee = await open_tee(software_settings(SOFTWARE_TEE_ROOT_FILE=str(file)), httpx.AsyncClient())
+
+    assert isinstance(tee, SoftwareTee)
+    assert file.read_bytes() == tee.root_pem
+
+
+async def test_a_root_that_cannot_be_written_keeps_the_node_from_starting(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="SOFTWARE_TEE_ROOT_FILE"):
+        await open_tee(software_settings(SOFTWARE_TEE_ROOT_FILE=f"{tmp_path}/missing/root.pem"), httpx.AsyncClient())
+
+
+async def test_an_image_without_the_package_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "appliance.tee.software.provider", None)
+
+    with pytest.raises(ConfigError, match="TEE_PROVIDER='software'"):
+        await open_tee(software_settings(), httpx.AsyncClient())
 
 
 async def test_closing_wipes_the_wallet_key() -> None:

@@ -5,13 +5,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from appliance.devnet.emulator.nsm import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, PcrBank, SoftwareNsm
-from appliance.devnet.emulator.pki import ThrowAwayRoot
 from appliance.tee.attestation.cbor import CborValue, decode_cbor, encode_cbor
 from appliance.tee.attestation.errors import Refused, Step
 from appliance.tee.attestation.measurements import Measurements
 from appliance.tee.attestation.root import aws_root
 from appliance.tee.attestation.verify import VerificationPolicy, verify_document
+from appliance.tee.software.nsm import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, PcrBank, SoftwareNsm
+from appliance.tee.software.pki import ThrowAwayRoot
 from enclave_image.init.nsm import Nsm
 from kmscore.errors import InvariantBroken
 
