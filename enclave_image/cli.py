@@ -38,6 +38,15 @@ cache_option = click.option(
     show_default="~/.cache/nova-kms/image",
     help="Where fetched inputs, build roots and kernels lie; may be a copy of somebody else's.",
 )
+lock_option = click.option(
+    "--lock",
+    "lock_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="NOVA_KMS_IMAGE_LOCK",
+    default=lambda: LOCK_FILE,
+    show_default="enclave_image/image.lock",
+    help="Another lock, such as one resolved today where mirrors have dropped what the project's names.",
+)
 jobs_option = click.option(
     "--jobs", type=click.IntRange(1), default=lambda: os.cpu_count() or 1, help="Compilers at a time."
 )
@@ -81,14 +90,15 @@ def image() -> None:
 
 @image.command()
 @cache_option
+@lock_option
 @click.option("--sources-only", is_flag=True, help="Lock the project's own sources anew, and nothing else; offline.")
 @click.option("--check", is_flag=True, help="Change nothing; exit with status 1 when something would change.")
-def lock(cache: Path, sources_only: bool, check: bool) -> None:
-    """Resolve every input anew and write enclave_image/image.lock; shows what changed."""
-    before: Lock | None = load_lock(LOCK_FILE) if LOCK_FILE.exists() else None
+def lock(cache: Path, lock_file: Path, sources_only: bool, check: bool) -> None:
+    """Resolve every input anew and write the lock; shows what changed."""
+    before: Lock | None = load_lock(lock_file) if lock_file.exists() else None
     if sources_only:
         if before is None:
-            raise click.ClickException(f"{LOCK_FILE} is missing: lock everything first")
+            raise click.ClickException(f"{lock_file} is missing: lock everything first")
         after = Lock(before.suites, before.debs, before.wheels, lock_sources(CHECKOUT))
     else:
         after = resolve_lock(load_recipe(), CHECKOUT, Cache(cache), progress())
@@ -99,16 +109,18 @@ def lock(cache: Path, sources_only: bool, check: bool) -> None:
     if check:
         raise SystemExit(bool(changed))
     if changed:
-        LOCK_FILE.write_text(encode_lock(after), encoding="ascii")
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        lock_file.write_text(encode_lock(after), encoding="ascii")
 
 
 @image.command()
 @cache_option
-def fetch(cache: Path) -> None:
+@lock_option
+def fetch(cache: Path, lock_file: Path) -> None:
     """Bring every locked input into the cache: packages with apt, wheels with pip, all verified by hash."""
     recipe = load_recipe()
     count = fetch_locked(
-        load_lock(LOCK_FILE), Cache(cache), lambda place: AptRoot(place, recipe.suites, recipe.architecture), progress()
+        load_lock(lock_file), Cache(cache), lambda place: AptRoot(place, recipe.suites, recipe.architecture), progress()
     )
     click.echo(f"{count} inputs fetched; the cache is complete", err=True)
 
@@ -121,13 +133,21 @@ def _scratch(keep: Path | None) -> AbstractContextManager[str]:
 
 
 def _build(
-    recipe: Recipe, cache: Path, jobs: int, config: Path, *, unlocked: bool, reuse_kernel: bool, scratch: Path | None
+    recipe: Recipe,
+    cache: Path,
+    jobs: int,
+    config: Path,
+    lock_file: Path,
+    *,
+    unlocked: bool,
+    reuse_kernel: bool,
+    scratch: Path | None,
 ) -> Image:
     with _scratch(scratch) as directory:
         place = BuildPlace(CHECKOUT, Cache(cache), cache / "built", Path(directory), jobs, reuse_kernel)
         return build_image(
             recipe,
-            load_lock(LOCK_FILE),
+            load_lock(lock_file),
             place,
             config=config.read_bytes(),
             unlocked_sources=unlocked,
@@ -145,6 +165,7 @@ def _show_measurements(image_built: Image) -> None:
 
 @image.command()
 @cache_option
+@lock_option
 @jobs_option
 @config_option
 @unlocked_option
@@ -153,6 +174,7 @@ def _show_measurements(image_built: Image) -> None:
 @click.option("--no-kernel-cache", is_flag=True, help="Compile the kernel even when one of these inputs is there.")
 def build(
     cache: Path,
+    lock_file: Path,
     jobs: int,
     config: Path,
     unlocked_sources: bool,
@@ -166,6 +188,7 @@ def build(
         cache,
         jobs,
         config,
+        lock_file,
         unlocked=unlocked_sources,
         reuse_kernel=not no_kernel_cache,
         scratch=scratch,
@@ -212,17 +235,33 @@ def compare(first: Path, second: Path) -> None:
 
 @image.command()
 @cache_option
+@lock_option
 @jobs_option
 @config_option
 @unlocked_option
 @click.option("--reuse-kernel", is_flag=True, help="Trust a kernel from the cache instead of compiling it again.")
 @click.argument("eif", type=FILE)
-def verify(cache: Path, jobs: int, config: Path, unlocked_sources: bool, reuse_kernel: bool, eif: Path) -> None:
+def verify(
+    cache: Path,
+    lock_file: Path,
+    jobs: int,
+    config: Path,
+    unlocked_sources: bool,
+    reuse_kernel: bool,
+    eif: Path,
+) -> None:
     """Build the image again from the lock and compare: the same bytes, or every difference by name."""
     given = eif.read_bytes()
     parse_eif(given)  # before minutes of building
     rebuilt = _build(
-        load_recipe(), cache, jobs, config, unlocked=unlocked_sources, reuse_kernel=reuse_kernel, scratch=None
+        load_recipe(),
+        cache,
+        jobs,
+        config,
+        lock_file,
+        unlocked=unlocked_sources,
+        reuse_kernel=reuse_kernel,
+        scratch=None,
     )
     verified = verify_rebuilt(given, rebuilt)
     _show_measurements(verified.rebuilt)

@@ -38,11 +38,11 @@ from enclave_image.fetch import Cache
 from enclave_image.lock import load_lock
 from enclave_image.recipe import load_recipe
 
-checkout, cache, store, scratch, out, jobs, reuse = sys.argv[1:]
+checkout, lock, cache, store, scratch, out, jobs, reuse = sys.argv[1:]
 os.umask(int(os.environ["BUILD_UMASK"], 8))
 place = BuildPlace(Path(checkout), Cache(Path(cache)), Path(store), Path(scratch), int(jobs), reuse == "reuse")
 image = build_image(
-    load_recipe(), load_lock(Path(checkout) / "enclave_image/image.lock"), place,
+    load_recipe(), load_lock(Path(lock)), place,
     config=(Path(checkout) / "enclave_image/appliance.toml").read_bytes(),
     unlocked_sources=True, revision="", say=print,
 )
@@ -100,7 +100,9 @@ def build(directory: Path, sources: Path, *, other: bool, cache: Path, reuse_ker
                 shutil.which("python3", path="/usr/bin") or sys.executable,
             ]
     jobs, reuse = ("1" if other else "2"), ("reuse" if reuse_kernel else "compile")
-    arguments = [checkout, cache, store, directory / "scratch", out, jobs, reuse]
+    lock = Path(os.environ.get("NOVA_KMS_IMAGE_LOCK", CHECKOUT / "enclave_image/image.lock"))
+    shutil.copy(lock, directory / "lock")
+    arguments = [checkout, directory / "lock", cache, store, directory / "scratch", out, jobs, reuse]
     command = [*interpreter, "-c", BUILD, *map(str, arguments)]
     done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
