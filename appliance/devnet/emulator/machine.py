@@ -55,12 +55,13 @@ logger = logging.getLogger(__name__)
 class EnclaveOptions:
     """How an image is started.
 
-    `debug` zeroes the image's registers, `acpi` is for kernels that need it, `memory_mib` None means what the platform
+    `debug` zeroes the image's registers, `secure_module` False leaves that device out, which no parent can do, `acpi` is for kernels that need it, `memory_mib` None means what the platform
     would want but at least 1 GiB. `role_arn` and `instance_id` are the pretended parent's and go into PCR3 and PCR4.
     `attest_root` is a file that the throw-away root is written to, PEM. `show_console` gets what the guest prints.
     """
 
     debug: bool = False
+    secure_module: bool = True
     acpi: bool = False
     cpus: int = 2
     memory_mib: int | None = None
@@ -132,13 +133,20 @@ class EmulatedEnclave:
             self._options.attest_root.write_bytes(self._root.pem)
         self._directory = Path(tempfile.mkdtemp(prefix="nova-kms-enclave-"))
         memory = self._options.memory_mib or default_memory_mib(self._image.eif_bytes)
-        boot = Boot(self._directory, self._image.cmdline, memory, self._options.cpus, self._options.acpi)
+        boot = Boot(
+            self._directory,
+            self._image.cmdline,
+            memory,
+            self._options.cpus,
+            acpi=self._options.acpi,
+            secure_module=self._options.secure_module,
+        )
         boot.kernel.write_bytes(self._image.kernel)
         boot.initrd.write_bytes(self._image.initrd)
-        self._backends = [
-            VhostUserBackend(boot.vsock_socket, self._vsock, self._reactor, self._note_fault),
-            VhostUserBackend(boot.nsm_socket, NsmDevice(self._nsm, self._reactor), self._reactor, self._note_fault),
-        ]
+        self._backends = [VhostUserBackend(boot.vsock_socket, self._vsock, self._reactor, self._note_fault)]
+        if self._options.secure_module:
+            module = NsmDevice(self._nsm, self._reactor)
+            self._backends.append(VhostUserBackend(boot.nsm_socket, module, self._reactor, self._note_fault))
         self._vsock.listen(HEARTBEAT_PORT, self._heartbeat, [PARENT_CID])
         started: Future[subprocess.Popen[bytes]] = Future()
         self._begin(self._run_devices, "devices")

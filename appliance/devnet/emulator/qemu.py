@@ -39,7 +39,8 @@ class Qemu:
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """What one machine boots: files in `directory`, sizes, and whether it announces its devices by ACPI.
+    """What one machine boots: files in `directory`, sizes, whether it announces its devices by ACPI, and whether the
+    secure module is one of them.
 
     A kernel without `CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES`, like Debian's, finds its devices with ACPI only; the platform
     does not offer that.
@@ -49,7 +50,8 @@ class Boot:
     cmdline: str
     memory_mib: int
     cpus: int
-    acpi: bool
+    acpi: bool = False
+    secure_module: bool = True
 
     @property
     def kernel(self) -> Path:
@@ -138,6 +140,12 @@ def boot_command(qemu: Qemu, boot: Boot) -> list[str]:
         *("-append", boot.cmdline),
         *("-chardev", f"socket,id=vsock,path={_option(boot.vsock_socket)}"),
         *("-device", "vhost-user-vsock-device,chardev=vsock"),
+        *(_secure_module(boot) if boot.secure_module else ()),
+    ]
+
+
+def _secure_module(boot: Boot) -> list[str]:
+    return [
         *("-chardev", f"socket,id=nsm,path={_option(boot.nsm_socket)}"),
         *("-device", f"{NEEDED_DEVICE},chardev=nsm,virtio-id={VIRTIO_ID},num_vqs=1,config_size=0"),
     ]
