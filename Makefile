@@ -7,12 +7,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEST_ARGS ?=
 DEVNET_ARGS ?=
+IMAGE_ARGS ?=
 
 EXTENSION_SOURCES := setup.py pyproject.toml $(wildcard kmscore/*.pyx kmscore/*.pxd kmscore/_ffi/*.pxd)
 
-.PHONY: help setup run test lint bench contracts image clean
+.PHONY: help setup run test lint bench contracts image devnet-image run-image test-image clean
 help:  ## say what each target does
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 18
 
 setup: $(BIN)/.extensions tools/node_modules/.installed  ## install everything: Debian packages, .venv, anvil and solc, the extensions
 
@@ -28,8 +29,19 @@ lint: setup  ## ruff, mypy strict on appliance, import arrows
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-image: setup  ## build the enclave image from its lock (minutes the first time: the kernel is compiled)
-	$(BIN)/nova-kms image build
+image: setup  ## build the enclave image from its lock into dist/image (minutes the first time: the kernel is compiled)
+	$(BIN)/nova-kms image fetch
+	$(BIN)/nova-kms image build --out dist/image $(IMAGE_ARGS)
+
+devnet-image: setup  ## build the image of a node for devnets into dist/devnet-image
+	$(BIN)/nova-kms image fetch
+	$(BIN)/nova-kms image build --config enclave_image/devnet.toml --out dist/devnet-image $(IMAGE_ARGS)
+
+run-image: devnet-image  ## run a cluster with one node from the image, in the emulator; Ctrl-C stops it
+	$(BIN)/nova-kms devnet --nodes 2 --eif dist/devnet-image/nova-kms.eif $(DEVNET_ARGS)
+
+test-image: image devnet-image  ## run the tests that build and boot images (TEST_ARGS go to pytest)
+	$(BIN)/pytest -m image $(TEST_ARGS)
 
 bench: setup  ## run the microbenchmarks of the hot paths
 	$(BIN)/pytest bench/micro --benchmark-enable --benchmark-only -p no:xdist $(TEST_ARGS)

@@ -1,10 +1,7 @@
 """A test guest boots in QEMU and does what an enclave does: heartbeat, attestation, registers, vsock, power off.
 
-Run with `pytest -m image tests/integration/test_emulator_boot.py`. It needs a C compiler with a static libc, and QEMU
-11 or newer. Where there is none, this machine's apt fetches Debian's, about 60 MB, and it fetches Debian's kernel,
-about 40 MB; nothing is installed, and no privilege is needed. Both are kept in ~/.cache/nova-kms, or where
-NOVA_KMS_CACHE says. With the project's own kernel, which `nova-kms image build` leaves in the same place, everything
-runs a second time.
+Run with `pytest -m image tests/integration/test_emulator_boot.py`. It needs a C compiler with a static libc, the kernel
+that the image was built with, and QEMU 11 or newer; where there is none, this machine's apt fetches Debian's.
 """
 
 import contextlib
@@ -19,49 +16,40 @@ from pathlib import Path
 
 import pytest
 
+from appliance.cli.emulator import obtain_qemu
 from appliance.clock import SystemClock
 from appliance.devnet.emulator.host_ports import unix_port
 from appliance.devnet.emulator.machine import EmulatedEnclave, EnclaveOptions
-from appliance.devnet.emulator.qemu import Qemu, install_qemu
+from appliance.devnet.emulator.qemu import Qemu
 from appliance.tee.attestation.cbor import CborValue, decode_cbor, encode_cbor
 from appliance.tee.attestation.errors import Refused, Step
 from appliance.tee.attestation.measurements import Measurements
 from appliance.tee.attestation.root import aws_root
 from appliance.tee.attestation.verify import VerificationPolicy, VerifiedDocument, verify_document
-from enclave_image.eif import parse_eif
+from enclave_image.eif import SectionType, parse_eif
 from enclave_image.measure import measure_eif
-from kmscore.errors import Unavailable
-from tests.support.guest_image import TestKernel, build_agent, build_test_image, debian_kernel, own_kernel
+from tests.support.guest_image import build_agent, build_test_image
+from tests.support.node_images import built_image
 
 pytestmark = [pytest.mark.image, pytest.mark.xdist_group("emulator")]
 
 AGENT_PORT = 5000
 BOOT_TIMEOUT_S = 40.0
-# With ACPI, the timer of QEMU's microvm stops for good in about one boot in thirty of Debian's kernel, long before it
-# looks at any device; without, which is how the project's kernel boots, it has not been seen to.
-DEBIAN_ATTEMPTS = 4
 REPLY_TIMEOUT_S = 30.0
 PARENT_CID = 3
 ECONNRESET = b"\x68"
 
 
-def cache() -> Path:
-    return Path(os.environ.get("NOVA_KMS_CACHE", Path.home() / ".cache/nova-kms"))
+@pytest.fixture(scope="module")
+def qemu() -> Qemu:
+    return obtain_qemu(None)
 
 
 @pytest.fixture(scope="module")
-def qemu() -> Qemu:
-    return install_qemu(cache() / "qemu", print)
-
-
-@pytest.fixture(scope="module", params=["debian", "own"])
-def kernel(request: pytest.FixtureRequest) -> TestKernel:
-    if request.param == "debian":
-        return debian_kernel(cache() / "test-kernel")
-    own = own_kernel(cache() / "image")
-    if own is None:
-        pytest.skip(f"no kernel of ours in {cache()}: run `nova-kms image build`")
-    return own
+def kernel() -> bytes:
+    kernel = parse_eif(built_image("image", "appliance.toml").eif.read_bytes()).first(SectionType.KERNEL)
+    assert kernel is not None
+    return kernel
 
 
 @pytest.fixture(scope="module")
@@ -70,33 +58,24 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def eif(kernel: TestKernel, agent: bytes) -> bytes:
+def eif(kernel: bytes, agent: bytes) -> bytes:
     return build_test_image(kernel, agent)
 
 
 @contextlib.contextmanager
-def booted(eif: bytes, qemu: Qemu, kernel: TestKernel, **options: object) -> Iterator[EmulatedEnclave]:
-    """A guest that is ready. Debian's kernel is tried again when it does not come as far as its first program."""
-    chosen = EnclaveOptions(acpi=kernel.acpi, memory_mib=512, **options)  # type: ignore[arg-type]
-    for attempts_left in reversed(range(DEBIAN_ATTEMPTS if kernel.acpi else 1)):
-        with EmulatedEnclave(eif, qemu, SystemClock(), chosen) as guest:
-            try:
-                guest.wait_console("guest: up", BOOT_TIMEOUT_S)
-            except Unavailable:
-                if not attempts_left:
-                    raise
-                continue
-            guest.wait_heartbeat(REPLY_TIMEOUT_S)
-            guest.wait_console("guest: ready", REPLY_TIMEOUT_S)
-            yield guest
-            assert not guest.faults
-            return
+def booted(eif: bytes, qemu: Qemu, **options: object) -> Iterator[EmulatedEnclave]:
+    """A guest that is ready."""
+    with EmulatedEnclave(eif, qemu, SystemClock(), EnclaveOptions(memory_mib=512, **options)) as guest:  # type: ignore[arg-type]
+        guest.wait_heartbeat(BOOT_TIMEOUT_S)
+        guest.wait_console("guest: ready", REPLY_TIMEOUT_S)
+        yield guest
+        assert not guest.faults
 
 
 @pytest.fixture(scope="module")
-def guest(eif: bytes, qemu: Qemu, kernel: TestKernel) -> Iterator[EmulatedEnclave]:
+def guest(eif: bytes, qemu: Qemu) -> Iterator[EmulatedEnclave]:
     """One guest for the tests that leave it running, two processors."""
-    with booted(eif, qemu, kernel, instance_id="i-0123456789abcdef0") as guest:
+    with booted(eif, qemu, instance_id="i-0123456789abcdef0") as guest:
         yield guest
 
 
@@ -272,8 +251,8 @@ def test_a_host_that_does_not_read_stalls_its_connection_alone(guest: EmulatedEn
 # --- the whole ---
 
 
-def test_a_guest_powers_off_and_everything_ends(eif: bytes, qemu: Qemu, kernel: TestKernel) -> None:
-    with booted(eif, qemu, kernel, cpus=1) as guest:
+def test_a_guest_powers_off_and_everything_ends(eif: bytes, qemu: Qemu) -> None:
+    with booted(eif, qemu, cpus=1) as guest:
         with dial(guest, b"P") as connection:
             guest.wait_power_off(REPLY_TIMEOUT_S)
             assert connection.recv(1) == b""
@@ -281,18 +260,16 @@ def test_a_guest_powers_off_and_everything_ends(eif: bytes, qemu: Qemu, kernel: 
             guest.connect_to_guest(AGENT_PORT)
 
 
-def test_a_guest_in_debug_mode_is_found_out(eif: bytes, qemu: Qemu, kernel: TestKernel) -> None:
-    with booted(eif, qemu, kernel, debug=True) as guest, pytest.raises(Refused) as refused:
+def test_a_guest_in_debug_mode_is_found_out(eif: bytes, qemu: Qemu) -> None:
+    with booted(eif, qemu, debug=True) as guest, pytest.raises(Refused) as refused:
         attest(guest, eif, b"nonce")
 
     assert refused.value.step is Step.DEBUG
 
 
-def test_another_application_is_found_out_by_its_registers(
-    agent: bytes, eif: bytes, qemu: Qemu, kernel: TestKernel
-) -> None:
+def test_another_application_is_found_out_by_its_registers(agent: bytes, eif: bytes, qemu: Qemu, kernel: bytes) -> None:
     with (
-        booted(build_test_image(kernel, agent, "another"), qemu, kernel) as guest,
+        booted(build_test_image(kernel, agent, "another"), qemu) as guest,
         pytest.raises(Refused) as refused,
     ):
         attest(guest, eif, b"nonce")

@@ -70,17 +70,6 @@ static int dial(uint32_t cid, uint32_t port) {
   return -1;
 }
 
-static void load_modules(void) {
-  char path[32];
-  for (int number = 0;; number++) {
-    snprintf(path, sizeof path, "/modules/%d.ko", number);
-    int module = open(path, O_RDONLY);
-    if (module < 0) return;
-    if (syscall(SYS_finit_module, module, "", 0) != 0) fail(path);
-    close(module);
-  }
-}
-
 static void ask_nsm(int connection) {
   static char request[MAX_REQUEST], response[MAX_RESPONSE];
   struct nsm_message message = {
@@ -134,7 +123,6 @@ int main(void) {
     for (int target = 0; target < 3; target++) dup2(console, target);
   setvbuf(stdout, NULL, _IONBF, 0);
   printf("guest: up\n");
-  load_modules();
 
   int parent = dial(PARENT_CID, HEARTBEAT_PORT);
   char beat = (char)0xB7;

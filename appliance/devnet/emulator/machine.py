@@ -55,14 +55,14 @@ logger = logging.getLogger(__name__)
 class EnclaveOptions:
     """How an image is started.
 
-    `debug` zeroes the image's registers, `secure_module` False leaves that device out, which no parent can do, `acpi` is for kernels that need it, `memory_mib` None means what the platform
-    would want but at least 1 GiB. `role_arn` and `instance_id` are the pretended parent's and go into PCR3 and PCR4.
-    `attest_root` is a file that the throw-away root is written to, PEM. `show_console` gets what the guest prints.
+    `debug` zeroes the image's registers. `secure_module` False leaves that device out, which no parent can do.
+    `memory_mib` None means what the platform would want but at least 1 GiB. `role_arn` and `instance_id` are the
+    pretended parent's and go into PCR3 and PCR4. `attest_root` is a file that the throw-away root is written to, PEM.
+    `show_console` gets what the guest prints.
     """
 
     debug: bool = False
     secure_module: bool = True
-    acpi: bool = False
     cpus: int = 2
     memory_mib: int | None = None
     role_arn: str | None = None
@@ -138,7 +138,6 @@ class EmulatedEnclave:
             self._image.cmdline,
             memory,
             self._options.cpus,
-            acpi=self._options.acpi,
             secure_module=self._options.secure_module,
         )
         boot.kernel.write_bytes(self._image.kernel)

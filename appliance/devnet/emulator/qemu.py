@@ -39,18 +39,15 @@ class Qemu:
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """What one machine boots: files in `directory`, sizes, whether it announces its devices by ACPI, and whether the
-    secure module is one of them.
+    """What one machine boots: files in `directory`, sizes, and whether the secure module is one of its devices.
 
-    A kernel without `CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES`, like Debian's, finds its devices with ACPI only; the platform
-    does not offer that.
+    Devices are announced on the kernel's command line, as the platform does; the kernel must be one that looks there.
     """
 
     directory: Path
     cmdline: str
     memory_mib: int
     cpus: int
-    acpi: bool = False
     secure_module: bool = True
 
     @property
@@ -126,7 +123,7 @@ def boot_command(qemu: Qemu, boot: Boot) -> list[str]:
         "-no-reboot",
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-run-with", "exit-with-parent=on"),
-        *("-machine", f"microvm,acpi={'on' if boot.acpi else 'off'},pcie=off,memory-backend=memory"),
+        *("-machine", "microvm,acpi=off,pcie=off,memory-backend=memory"),
         *("-object", f"memory-backend-memfd,id=memory,size={memory},share=on"),
         *("-m", memory),
         *("-smp", str(boot.cpus)),

@@ -72,7 +72,7 @@ def options(command: list[str], name: str) -> list[str]:
 
 
 def test_the_machine_is_what_the_platform_announces_without_kvm_or_network() -> None:
-    boot = Boot(Path("/run/a,b"), "console=ttyS0 quiet", memory_mib=512, cpus=2, acpi=False)
+    boot = Boot(Path("/run/a,b"), "console=ttyS0 quiet", memory_mib=512, cpus=2)
     command = boot_command(Qemu(("qemu", "-L", "share")), boot)
 
     assert command[:3] == ["qemu", "-L", "share"]
@@ -92,7 +92,7 @@ def test_the_machine_is_what_the_platform_announces_without_kvm_or_network() -> 
     assert not {"-netdev", "-nic", "-enable-kvm", "-monitor"} & set(command)
 
 
-def test_acpi_is_there_for_kernels_that_need_it() -> None:
-    boot = Boot(Path("/run"), "", memory_mib=512, cpus=1, acpi=True)
+def test_the_secure_module_can_be_left_out() -> None:
+    boot = Boot(Path("/run"), "", memory_mib=512, cpus=1, secure_module=False)
 
-    assert options(boot_command(Qemu(("qemu",)), boot), "-machine")[0].startswith("microvm,acpi=on,")
+    assert options(boot_command(Qemu(("qemu",)), boot), "-device") == ["i8042", "vhost-user-vsock-device,chardev=vsock"]
