@@ -4,15 +4,13 @@ The answers come from providers that may lie, about contracts in which anyone ma
 checked strictly and a wrong one is a `ChainError`; text is read as bytes first, because a string that is not UTF-8 is
 something a registered instance can contain, and one such instance must not hide the others.
 
-`eth_abi` (part of web3) costs about 0.2 s and 28 MB to import; only the modules that talk to a chain import this one.
+`eth_abi` (part of web3) costs about 0.3 s and 28 MB to import, so it is imported when something is decoded first: by
+then a node listens, and has imported web3 to ask the chain.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from eth_abi.abi import decode
-from eth_abi.exceptions import DecodingError
 
 from appliance.chain.types import App, ChainError, Instance, Version
 
@@ -120,6 +118,9 @@ def _decode_record(layout: str, data: bytes) -> tuple[Any, ...]:
 
 
 def _decode(layouts: Sequence[str], data: bytes) -> tuple[Any, ...]:
+    from eth_abi.abi import decode
+    from eth_abi.exceptions import DecodingError
+
     if not data:
         raise ChainError("the chain answered nothing: there is no contract at the registry's address")
     try:

@@ -6,15 +6,18 @@ This module refuses to guess: too few equal answers, a block that is not there, 
 passed deadline are all `ChainError`.
 """
 
+import importlib
 import logging
 import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from appliance.chain.abi import Call
 from appliance.chain.types import ChainError, PinnedBlock
@@ -92,6 +95,11 @@ class Question(Generic[T]):
 
 def connect_http(url: str, timeout_s: float, tunnels: "Tunnels | None" = None) -> RpcProvider:
     """web3's provider for one URL with the limits of `appliance.chain.provider`."""
+    # What web3 imports raises the recursion limit of the whole process, see there. A node answers strangers while web3
+    # is imported, so that one part comes first and alone, and the limit is back before the seconds that the rest takes.
+    limit = sys.getrecursionlimit()
+    importlib.import_module("py_ecc")
+    sys.setrecursionlimit(limit)
     from appliance.chain.provider import connect
 
     return connect(url, timeout_s=timeout_s, tunnels=tunnels).provider
@@ -101,8 +109,9 @@ class ChainReader:
     """All providers of one chain behind one face.
 
     `urls` are distinct; `quorum` of them must agree; `timeout_s` bounds each exchange with them, retries included.
-    `connect`, `sleep` and `jitter` (a number in [0, 1)) are there for tests. An instance belongs to one event loop and
-    must be closed with `aclose`.
+    `connect`, `sleep` and `jitter` (a number in [0, 1)) are there for tests. `connect` is called in a worker thread,
+    when the chain is asked for the first time: web3 takes seconds to import on a slow machine, and a node must listen
+    and answer before (enclave §1). An instance belongs to one event loop and must be closed with `aclose`.
     Raises ConfigError if the quorum cannot be met by these URLs, or a URL would be counted twice.
     """
 
@@ -122,8 +131,10 @@ class ChainReader:
             raise ConfigError("HELIOS_RPC_URL names a provider twice: it would be counted twice towards the quorum")
         if not 1 <= quorum <= len(urls):
             raise ConfigError(f"CHAIN_RPC_QUORUM is {quorum}: it must be between 1 and the number of URLs, {len(urls)}")
-        # Half of the deadline for one attempt leaves time for a second one after a connection that hangs.
-        self._providers = [connect(url, timeout_s / 2) for url in urls]
+        self._urls = tuple(urls)
+        self._connect = connect
+        self._providers: list[RpcProvider] = []
+        self._connecting = anyio.Lock()
         self._quorum = quorum
         self._chain_id = chain_id
         self._confirmations = confirmations
@@ -133,6 +144,17 @@ class ChainReader:
         self._highest_read = 0
         # Those that did not answer, by place among the URLs, and until when nobody waits for them (event loop's time).
         self._silent_until: dict[int, float] = {}
+
+    async def _connected(self) -> list[RpcProvider]:
+        """Every provider, connected to before the deadline of the first exchange begins to count."""
+        async with self._connecting:
+            if not self._providers:
+                self._providers = await anyio.to_thread.run_sync(self._connect_all)
+        return self._providers
+
+    def _connect_all(self) -> list[RpcProvider]:
+        # Half of the deadline for one attempt leaves time for a second one after a connection that hangs.
+        return [self._connect(url, self._timeout_s / 2) for url in self._urls]
 
     async def aclose(self) -> None:
         """Closes every connection."""
@@ -159,7 +181,7 @@ class ChainReader:
             raise ConfigError(
                 f"the chain has id {found[0]}, expected {self._chain_id}: see CHAIN_ID and HELIOS_RPC_URL"
             )
-        raise ChainError(f"{len(heard)} of {len(self._providers)} chain providers answer, {self._quorum} are needed")
+        raise ChainError(f"{len(heard)} of {len(self._urls)} chain providers answer, {self._quorum} are needed")
 
     async def pinned_number(self) -> int:
         """The number of the block to read at: `confirmations` behind the newest that `quorum` providers have.
@@ -260,10 +282,11 @@ class ChainReader:
         self, questions: Sequence[Question[T]], enough: Callable[[Heard[T]], bool], grace_s: float = 0.0
     ) -> Heard[T]:
         """The answers of every provider that gave them by `grace_s` after `enough` held, or by the deadline."""
+        providers = await self._connected()
         heard: Heard[T] = {}
         # Those that did not answer are asked again each time, but for a while nobody is kept waiting for them.
         now = anyio.current_time()
-        awaited = {at for at in range(len(self._providers)) if self._silent_until.get(at, now) <= now}
+        awaited = {at for at in range(len(providers)) if self._silent_until.get(at, now) <= now}
 
         async def ask(at: int, provider: RpcProvider) -> None:
             try:
@@ -279,7 +302,7 @@ class ChainReader:
 
         async with anyio.create_task_group() as group:
             group.cancel_scope.deadline = anyio.current_time() + self._timeout_s
-            for at, provider in enumerate(self._providers):
+            for at, provider in enumerate(providers):
                 group.start_soon(ask, at, provider)
         return heard
 
@@ -320,7 +343,7 @@ class ChainReader:
     def _disagreement(self, method: str, heard: Heard[T], at: int) -> str:
         votes = max(Counter(answers[at] for answers in heard.values()).values(), default=0)
         return (
-            f"{votes} of {len(self._providers)} chain providers agree on {method}, {self._quorum} are needed"
+            f"{votes} of {len(self._urls)} chain providers agree on {method}, {self._quorum} are needed"
             f" ({len(heard)} answered)"
         )
 

@@ -126,6 +126,20 @@ def test_web3_leaves_the_recursion_limit_as_it_was() -> None:
     assert (run.stdout.strip(), run.stderr) == ("1000", "")
 
 
+def test_the_recursion_limit_is_back_before_web3_is_imported() -> None:
+    # A node answers strangers meanwhile, for seconds where processors are emulated.
+    code = """
+import sys
+set_limit, seen = sys.setrecursionlimit, []
+sys.setrecursionlimit = lambda limit: (seen.append((limit, "web3" in sys.modules)), set_limit(limit))
+from appliance.chain.rpc import connect_http
+connect_http("http://127.0.0.1:1", 1.0)
+print(seen[:2], all(limit == 1000 for limit, _ in seen[1:]), sys.getrecursionlimit())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[(100000, False), (1000, False)] True 1000"
+
+
 async def test_a_redirect_is_not_followed() -> None:
     followed = False
 

@@ -1,5 +1,6 @@
 """Quorum, pinning, deadlines and retries of `ChainReader`, on providers that behave as each test says."""
 
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -132,8 +133,41 @@ def test_a_provider_named_twice_is_refused_at_start_up() -> None:
 
 async def test_closing_closes_every_provider() -> None:
     providers = [Provider(), Provider()]
-    await reader_of(*providers).aclose()
+    reader = reader_of(*providers, quorum=2)
+    await reader.check_chain_id()
+    await reader.aclose()
     assert all(provider.closed for provider in providers)
+
+
+async def test_providers_are_connected_to_once_when_the_chain_is_first_asked_and_off_the_event_loop() -> None:
+    connected: list[bool] = []
+
+    def connect(_: str, timeout_s: float) -> Provider:
+        assert timeout_s == 2.5
+        connected.append(threading.current_thread() is threading.main_thread())
+        return Provider()
+
+    reader = ChainReader(["http://a", "http://b"], 1, CHAIN_ID, 6, timeout_s=5.0, connect=connect)  # type: ignore[arg-type]
+    assert connected == []
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(reader.check_chain_id)
+    assert connected == [False, False]
+
+
+async def test_closing_before_the_chain_was_asked_connects_to_nobody() -> None:
+    provider = Provider()
+    await reader_of(provider).aclose()
+    assert not provider.closed
+
+
+async def test_a_slow_connect_does_not_count_towards_the_deadline() -> None:
+    def connect(_: str, __: float) -> Provider:
+        slow.wait(0.3)
+        return Provider()
+
+    slow = threading.Event()
+    await ChainReader(["http://a"], 1, CHAIN_ID, 6, timeout_s=0.2, connect=connect).check_chain_id()  # type: ignore[arg-type]
 
 
 # --- quorum ---
