@@ -2,7 +2,9 @@
 
 import base64
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +26,7 @@ from kmscore.envelope import AgreementKey
 from kmscore.keccak import keccak256
 from tests.support.attestation import CONFIG_DIGEST, NONCE, NOW, PCRS, TEE_PUBKEY, WALLET, document, root_der
 
+ROOT = Path(__file__).resolve().parents[4]
 APP_ID = 49
 URL = "https://kms1.example"
 OWNER = "0x" + "0e" * 20
@@ -165,6 +168,15 @@ def test_the_bundle_states_what_was_proved_and_where_it_is_to_be_registered() ->
         "nonce": NONCE.hex(),
         "time": "2026-01-15T12:00:00.000+00:00",
     }
+
+
+def test_the_bundle_is_documented_member_by_member() -> None:
+    _, _, described = (ROOT / "docs/operations.md").read_text().partition("### The registration bundle")
+    rows = [line.split("|")[1] for line in described.partition("### ")[0].splitlines() if line.startswith("| `")]
+
+    documented = [name for row in rows for name in re.findall("`([a-z_]+)`", row)]
+
+    assert sorted(documented) == sorted(json.loads(encode_bundle(evidence(), VERSION, Settings.from_environ({}))))
 
 
 @pytest.mark.parametrize(
