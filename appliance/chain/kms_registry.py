@@ -21,8 +21,9 @@ from appliance.chain.rpc import (
     call_at,
     parse_data,
     parse_quantity,
+    parse_revert,
 )
-from appliance.chain.types import ChainError, PinnedBlock
+from appliance.chain.types import ChainError, ClaimCost, PinnedBlock
 from appliance.tee.port import Eip1559Transaction, TeeProvider
 from kmscore.errors import InvariantBroken
 from kmscore.keccak import keccak256
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 # The claim takes about 100,000 gas; a registry behind a proxy with long strings takes more. Ten times that is no claim.
 MAX_GAS = 1_000_000
+# What one is reckoned with that the contract would refuse now, as it does before the wallet is registered: it cannot be
+# estimated then.
+UNESTIMATED_GAS = 200_000
 # The estimate may be of another state than the one the claim is mined in: a quarter more.
 GAS_MARGIN_NUM, GAS_MARGIN_DEN = 5, 4
 # The busiest days of the largest network stayed below this. With MAX_GAS, one claim costs at most 0.2 of its coin.
@@ -113,6 +117,17 @@ class KmsRegistry:
             raise ChainError("the KMS registry does not tell the master secret hash")
         return decode_bytes32(answer)
 
+    async def claim_cost(self, wallet: str) -> ClaimCost:
+        """What a claim by this canonical wallet may cost, reckoned as `set_master_secret_hash` would; nothing is sent.
+
+        The wallet need not be registered yet. Raises ChainError.
+        """
+        gas, tip, base_fee, balance = await self._reader.agree_on_numbers(
+            [_gas_estimate(wallet, self._claim_call(_ANY_HASH), _parse_refusal), _TIP, _BASE_FEE, _balance(wallet)]
+        )
+        _, max_fee = _fees(tip, base_fee)
+        return ClaimCost(gas * GAS_MARGIN_NUM // GAS_MARGIN_DEN if gas else UNESTIMATED_GAS, max_fee, balance)
+
     async def set_master_secret_hash(self, hash32: bytes, tee: TeeProvider) -> ClaimOutcome:
         """Claims `hash32` for the cluster with the wallet of `tee`, and waits until that is mined.
 
@@ -167,18 +182,16 @@ class KmsRegistry:
             [
                 _transaction_count(wallet, "latest"),
                 _transaction_count(wallet, "pending"),
-                # Not of the pending state, in which our own waiting claim has set the hash.
-                Question("eth_estimateGas", ({"from": wallet, **call.as_transaction()}, "latest"), parse_quantity),
-                Question("eth_maxPriorityFeePerGas", (), parse_quantity),
-                Question("eth_getBlockByNumber", ("latest", False), _parse_base_fee),
-                Question("eth_getBalance", (wallet, "latest"), parse_quantity),
+                _gas_estimate(wallet, call),
+                _TIP,
+                _BASE_FEE,
+                _balance(wallet),
             ]
         )
         if pending > mined:
             return None
         gas_limit = gas * GAS_MARGIN_NUM // GAS_MARGIN_DEN
-        tip = min(tip, MAX_TIP_PER_GAS_WEI)
-        max_fee = base_fee * BASE_FEE_HEADROOM + tip
+        tip, max_fee = _fees(tip, base_fee)
         if gas_limit > MAX_GAS:
             raise ChainError(f"the claim would take {gas_limit} gas, and more than {MAX_GAS} is refused")
         if max_fee > MAX_FEE_PER_GAS_WEI:
@@ -236,10 +249,40 @@ def _transaction_count(wallet: str, block: str) -> Question[int]:
     return Question("eth_getTransactionCount", (wallet, block), parse_quantity)
 
 
+def _balance(wallet: str) -> Question[int]:
+    return Question("eth_getBalance", (wallet, "latest"), parse_quantity)
+
+
+def _gas_estimate(
+    wallet: str, call: Call, parse_error: Callable[[Mapping[str, object]], int] | None = None
+) -> Question[int]:
+    # Not of the pending state, in which our own waiting claim has set the hash.
+    transaction = {"from": wallet, **call.as_transaction()}
+    return Question("eth_estimateGas", (transaction, "latest"), parse_quantity, parse_error)
+
+
+def _parse_refusal(error: Mapping[str, object]) -> int:
+    """0 for what the contract would refuse. Raises ChainError for every other error."""
+    parse_revert(error)
+    return 0
+
+
 def _parse_base_fee(result: object) -> int:
     if not isinstance(result, dict):
         raise ChainError("a chain provider does not have a newest block")
     return parse_quantity(result.get("baseFeePerGas"))
+
+
+def _fees(tip: int, base_fee: int) -> tuple[int, int]:
+    """What a claim offers at most: wei a gas as tip, and in all."""
+    tip = min(tip, MAX_TIP_PER_GAS_WEI)
+    return tip, base_fee * BASE_FEE_HEADROOM + tip
+
+
+_TIP = Question("eth_maxPriorityFeePerGas", (), parse_quantity)
+_BASE_FEE = Question("eth_getBlockByNumber", ("latest", False), _parse_base_fee)
+# A stand-in where only the cost matters.
+_ANY_HASH = b"\xff" * 32
 
 
 def _send(sent: _SentClaim) -> Question[_Sent]:

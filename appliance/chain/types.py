@@ -91,6 +91,20 @@ class MemberFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimCost:
+    """What setting the master secret hash takes now, at most: gas, and wei a gas; and what the wallet has, in wei."""
+
+    gas: int
+    max_fee_per_gas_wei: int
+    balance_wei: int
+
+    @property
+    def wei(self) -> int:
+        """The most that the claim may cost."""
+        return self.gas * self.max_fee_per_gas_wei
+
+
+@dataclass(frozen=True, slots=True)
 class PinnedBlock:
     """The block at which one refresh reads: its number, and the 32-byte hash that must still be its own at the end."""
 

@@ -31,6 +31,9 @@ COMMANDS = {
     "image": LazyCommand("appliance.cli.image", "image", "Build, describe, verify and emulate enclave images."),
     "host": LazyCommand("appliance.cli.host", "host", "Run an enclave on this machine: ingress, egress, nitro-cli."),
     "nodes": LazyCommand("appliance.cli.cluster", "nodes", "Show what one node knows about the others."),
+    "provision": LazyCommand(
+        "appliance.cli.provision", "provision", "Check a booted enclave and write what its registration states."
+    ),
     "attest": LazyCommand("appliance.cli.attest", "attest", "Verify what a node's enclave proves about itself."),
 }
 

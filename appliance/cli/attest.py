@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,12 +11,18 @@ from secrets import token_bytes
 import anyio
 import click
 
-from appliance.cli.options import Toolbox, toolbox_of
+from appliance.cli.documents import (
+    NONCE_BYTES,
+    ask_for_document,
+    list_warnings,
+    load_measurements,
+    load_root,
+    read_file,
+)
+from appliance.cli.options import toolbox_of
 from appliance.tee.attestation.document import MAX_DOCUMENT_BYTES, MAX_OPTIONAL_BYTES, PCR_BYTES
 from appliance.tee.attestation.errors import Refused
-from appliance.tee.attestation.measurements import MAX_MEASUREMENTS_BYTES, Measurements
 from appliance.tee.attestation.nonce import parse_nonce_text
-from appliance.tee.attestation.root import aws_root
 from appliance.tee.attestation.verify import (
     AttestedIdentity,
     VerificationPolicy,
@@ -26,11 +31,9 @@ from appliance.tee.attestation.verify import (
     verify_document,
 )
 from appliance.urls import parse_node_url
-from kmscore.errors import ConfigError, Rejected, Unavailable
+from kmscore.errors import ConfigError, Rejected
 
-NONCE_BYTES = 32
 MAX_URL_NONCE_BYTES = 64
-MAX_ROOT_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +108,13 @@ def verify(
     is_url = re.match(r"https?://", source, re.IGNORECASE) is not None
     _check_usage(nonce, fresh=fresh, is_url=is_url, at_document_time=at_document_time)
     expected = None if nonce is None else _parse_nonce(nonce, MAX_URL_NONCE_BYTES if is_url else MAX_OPTIONAL_BYTES)
-    root_der = aws_root() if root_file is None else _load_root(root_file)
-    acceptable = None if measurements_file is None else [_load_measurements(measurements_file)]
+    root_der = load_root(root_file)
+    acceptable = None if measurements_file is None else [load_measurements(measurements_file)]
     if is_url:
         expected = expected or token_bytes(NONCE_BYTES)
-        data = _fetch(toolbox_of(ctx), source, expected, timeout)
+        data = anyio.run(ask_for_document, toolbox_of(ctx), _parse_url(source), expected, timeout)
     else:
-        data = _read(Path(source), MAX_DOCUMENT_BYTES)
+        data = read_file(Path(source), MAX_DOCUMENT_BYTES)
     policy = VerificationPolicy(
         root_der=root_der,
         at=None if at_document_time else datetime.now(UTC),
@@ -119,7 +122,7 @@ def verify(
         measurements=acceptable,
     )
     document = verify_document(data, policy)
-    identity, warnings = None, _warnings(policy)
+    identity, warnings = None, list_warnings(policy)
     try:
         identity = attested_identity(document)
     except Refused as refusal:
@@ -142,70 +145,11 @@ def _check_usage(nonce: str | None, *, fresh: bool, is_url: bool, at_document_ti
         raise click.UsageError("--at-document-time is for files: what a node says now is verified now.")
 
 
-def _warnings(policy: VerificationPolicy) -> list[str]:
-    found = []
-    if policy.root_der != aws_root():
-        found.append("this is not the AWS root: the document proves as much as whoever holds that root's key says")
-    if policy.at is None:
-        found.append("verified at the document's own time: it may have been made up since with a key that leaked")
-    if policy.nonce is None:
-        found.append("no nonce was checked: the document may be a copy of another caller's")
-    if policy.measurements is None:
-        found.append("no measurements were given: any image that is not in debug mode is accepted")
-    return found
-
-
-def _fetch(toolbox: Toolbox, source: str, nonce: bytes, timeout_s: float) -> bytes:
-    # Only now: a file is verified without it.
-    from appliance.client.attestation import DocumentUnavailable, fetch_document
-
+def _parse_url(text: str) -> str:
     try:
-        url = parse_node_url(source, https_only=False)
+        return parse_node_url(text, https_only=False)
     except Rejected as error:
         raise ConfigError(f"URL is not accepted: {error}") from error
-
-    async def fetch() -> bytes:
-        async with toolbox.http(None) as http:
-            with anyio.fail_after(timeout_s):
-                return await fetch_document(http, url, nonce)
-
-    try:
-        return anyio.run(fetch)
-    except TimeoutError as error:
-        raise Unavailable(f"{url} gave no document: no answer in time") from error
-    except DocumentUnavailable as error:
-        raise Unavailable(f"{url} gave no document: {error}") from error
-
-
-def _read(file: Path, limit_bytes: int) -> bytes:
-    try:
-        with file.open("rb") as stream:
-            content = stream.read(limit_bytes + 1)
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
-    if len(content) > limit_bytes:
-        raise ConfigError(f"{file} is larger than the {limit_bytes} bytes that such a file may have")
-    return content
-
-
-def _load_measurements(file: Path) -> Measurements:
-    try:
-        return Measurements.parse(_read(file, MAX_MEASUREMENTS_BYTES))
-    except Rejected as error:
-        raise ConfigError(f"{file} holds no measurements: {error}") from error
-
-
-def _load_root(file: Path) -> bytes:
-    """One certificate as DER. What is no certificate is refused here, not at the step that compares it."""
-    from cryptography import x509
-
-    content = _read(file, MAX_ROOT_BYTES)
-    try:
-        der = ssl.PEM_cert_to_DER_cert(content.decode("ascii")) if b"-----BEGIN" in content else content
-        x509.load_der_x509_certificate(der)
-    except (ValueError, x509.InvalidVersion) as error:
-        raise ConfigError(f"{file} is not one certificate in PEM or DER") from error
-    return der
 
 
 def _parse_nonce(text: str, limit_bytes: int) -> bytes:

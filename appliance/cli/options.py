@@ -13,7 +13,7 @@ import anyio
 import click
 import httpx
 
-from appliance.chain.types import MembershipReads
+from appliance.chain.types import ClaimCost, RegistryPort
 from appliance.devnet.profile import PROFILE_FILE, DevelopmentKeys, DevnetProfile
 from appliance.egress import Tunnels, connect_to
 from appliance.http import new_http_client
@@ -41,10 +41,14 @@ CHAIN_FLAGS = {
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The two registries as the commands read them; the hash is 32 bytes, all zero when unset."""
+    """The two registries as the commands read them.
 
-    registry: MembershipReads
+    The hash is 32 bytes, all zero when unset; the cost is that of setting it with a wallet.
+    """
+
+    registry: RegistryPort
     master_secret_hash: Callable[[], Awaitable[bytes]]
+    claim_cost: Callable[[str], Awaitable[ClaimCost]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,11 @@ async def connect_chain(settings: Settings, timeout_s: float) -> AsyncIterator[C
         cleanup.push_async_callback(_close_in_time, reader.aclose)
         await reader.check_chain_id()
         kms_registry = KmsRegistry(reader, settings.kms_registry_address, settings.chain_id)
-        yield Chain(NovaRegistry(reader, settings.nova_app_registry_address), kms_registry.master_secret_hash)
+        yield Chain(
+            NovaRegistry(reader, settings.nova_app_registry_address),
+            kms_registry.master_secret_hash,
+            kms_registry.claim_cost,
+        )
 
 
 async def _close_in_time(close: Callable[[], Awaitable[None]]) -> None:

@@ -51,6 +51,23 @@ async def deploy_contracts(w3: "AsyncWeb3[Any]", *, kms_app_id: int, revert_unkn
     return registry
 
 
+async def attach_contracts(w3: "AsyncWeb3[Any]", *, nova_app_registry: str, kms_registry: str) -> "DevRegistry":
+    """The owner's hands on registries (canonical addresses) that were deployed before.
+
+    Raises Unavailable when there is no such registry, or when the chain does not hold its owner's key.
+    """
+    from web3.exceptions import Web3Exception
+
+    attached = DevRegistry(w3, Deployment(nova_app_registry, kms_registry, NO_CONTRACT))
+    try:
+        owner: str = await attached.app_registry.functions.OWNER().call()
+    except Web3Exception as error:
+        raise Unavailable(f"there is no development registry at {nova_app_registry}") from error
+    if owner not in await w3.eth.accounts:
+        raise Unavailable("the chain does not hold the key of the registry's owner: it is no development chain")
+    return DevRegistry(w3, Deployment(nova_app_registry, kms_registry, owner.lower()))
+
+
 async def _deploy(w3: "AsyncWeb3[Any]", name: str, owner: "ChecksumAddress", *arguments: object) -> "ChecksumAddress":
     artifact = load_artifact(name)
     contract = w3.eth.contract(abi=artifact["abi"], bytecode=artifact["bytecode"])

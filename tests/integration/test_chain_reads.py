@@ -291,6 +291,25 @@ async def test_a_stranger_is_not_authorised_and_pays_nothing(chain: Chain) -> No
     await tee.aclose()
 
 
+async def test_a_claim_costs_no_more_than_was_reckoned_before_and_after_registering(chain: Chain) -> None:
+    tee = SoftwareTee.generate(os.urandom)
+    identity = await tee.identity()
+    async with chain.reader() as reader:
+        kms = chain.kms_registry(reader)
+        before = await kms.claim_cost(identity.wallet)
+        await chain.owner.register_instance(
+            KMS_APP_ID, 1, wallet=identity.wallet, url="https://kms", tee_pubkey=identity.tee_pubkey.der
+        )
+        await chain.owner.fund(identity.wallet)
+        after = await kms.claim_cost(identity.wallet)
+        assert await kms.set_master_secret_hash(HASH, tee) is ClaimOutcome.CLAIMED
+    paid_wei = 10**18 - await chain.w3.eth.get_balance(chain.w3.to_checksum_address(identity.wallet))
+    assert (before.balance_wei, after.balance_wei) == (0, 10**18)
+    assert before.gas >= after.gas
+    assert 0 < paid_wei <= after.wei
+    await tee.aclose()
+
+
 async def test_a_wallet_without_money_is_told_so(chain: Chain) -> None:
     tee = await register_tee(chain, funded=False)
     async with chain.reader() as reader:

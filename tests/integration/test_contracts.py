@@ -9,7 +9,7 @@ from web3.exceptions import ContractCustomError
 from web3.logs import DISCARD
 
 from appliance.chain import compile as compiler
-from appliance.devnet.contracts import NO_CONTRACT, DevRegistry, deploy_contracts, load_artifact
+from appliance.devnet.contracts import NO_CONTRACT, DevRegistry, attach_contracts, deploy_contracts, load_artifact
 from kmscore.errors import Unavailable
 from kmscore.keccak import keccak256
 from tests.support.chain import KMS_APP_ID, Chain, running_chain
@@ -398,6 +398,38 @@ async def test_what_does_not_exist_cannot_be_changed_and_what_exists_not_be_regi
     for change in refused:
         with pytest.raises(Unavailable, match="the development registry refuses"):
             await change
+
+
+async def test_registries_that_were_deployed_before_are_attached_to(bench: Bench) -> None:
+    known = bench.owner.deployment
+
+    attached = await attach_contracts(
+        bench.owner.w3, nova_app_registry=known.nova_app_registry, kms_registry=known.kms_registry
+    )
+
+    assert attached.deployment == known
+    version_id = await attached.enroll_version(KMS_APP_ID, "image", HASH)
+    assert (await bench.apps.functions.getVersion(KMS_APP_ID, version_id).call())[2] == HASH
+
+
+async def test_an_address_without_a_registry_is_not_attached_to(bench: Bench) -> None:
+    with pytest.raises(Unavailable, match="there is no development registry at 0x"):
+        await attach_contracts(bench.owner.w3, nova_app_registry="0x" + "0d" * 20, kms_registry="0x" + "0e" * 20)
+
+
+async def test_a_registry_of_somebody_elses_is_not_attached_to(bench: Bench) -> None:
+    contract = bench.owner.w3.eth.contract(
+        **{name: load_artifact("NovaAppRegistry")[name] for name in ("abi", "bytecode")}
+    )
+    stranger = bench.owner.w3.to_checksum_address("0x" + "0d" * 20)
+    receipt = await bench.send(contract.constructor(stranger, False), 0)
+
+    with pytest.raises(Unavailable, match="does not hold the key of the registry's owner"):
+        await attach_contracts(
+            bench.owner.w3,
+            nova_app_registry=receipt["contractAddress"].lower(),
+            kms_registry=bench.owner.deployment.kms_registry,
+        )
 
 
 # --- artifacts ---

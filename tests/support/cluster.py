@@ -250,6 +250,8 @@ class Cluster:
         """The variables of node.md §4 for this chain, with short intervals and no rate limits."""
         return {
             "PATH": os.environ["PATH"],
+            # The tree under test, when it is not the installed one.
+            **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
             "HOME": os.environ.get("HOME", "/"),
             "IN_ENCLAVE": "false",
             "TEE_PROVIDER": "software",

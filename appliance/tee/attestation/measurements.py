@@ -12,6 +12,7 @@ from typing import Final, Self
 from appliance.tee.attestation.document import MAX_PCRS, PCR_BYTES
 from kmscore.errors import Reason, Rejected
 from kmscore.json import parse_json_object
+from kmscore.keccak import keccak256
 
 IMAGE_PCRS: Final = (0, 1, 2)
 MAX_MEASUREMENTS_BYTES: Final = 64 * 1024
@@ -54,6 +55,11 @@ class Measurements:
                 raise Rejected(Reason.BAD_FIELD, "a measurement is a member PCR0 to PCR31 with 96 hex digits")
             pcrs[int(known[1])] = unhexlify(value.removeprefix("0x"))
         return cls(pcrs)
+
+    @property
+    def code_measurement(self) -> bytes:
+        """What the registry lists for a version: keccak256(PCR0 ‖ PCR1 ‖ PCR2), 32 bytes (enclave §1)."""
+        return keccak256(b"".join(self.pcrs[index] for index in IMAGE_PCRS))
 
     def match(self, pcrs: Mapping[int, bytes]) -> bool:
         """Whether every register here is in `pcrs` with the same value. None of them is a secret."""

@@ -9,7 +9,7 @@ import pytest
 from appliance.chain import kms_registry as module
 from appliance.chain.kms_registry import ClaimOutcome, KmsRegistry
 from appliance.chain.rpc import ChainReader
-from appliance.chain.types import ChainError, PinnedBlock
+from appliance.chain.types import ChainError, ClaimCost, PinnedBlock
 from appliance.tee.port import Eip1559Transaction, TeeIdentity
 from kmscore.errors import InvariantBroken, Unavailable
 from kmscore.keccak import keccak256
@@ -51,6 +51,7 @@ class FakeChain:
         self.mined_count = 4
         self.pending_count: int | None = None
         self.gas = 100_000
+        self.gas_refusal: Any = None
         self.tip = GWEI
         self.base_fee = 10 * GWEI
         self.balance = 10**18
@@ -84,7 +85,7 @@ class FakeChain:
                 pending = self.mined_count if self.pending_count is None else self.pending_count
                 return hex(pending if params[1] == "pending" else self.mined_count)
             case "eth_estimateGas":
-                return hex(self.gas)
+                return self.gas_refusal or hex(self.gas)
             case "eth_maxPriorityFeePerGas":
                 return hex(self.tip)
             case "eth_getBlockByNumber":
@@ -287,6 +288,44 @@ async def test_a_provider_that_took_something_else_did_not_take_it(
     chain.send = "0x" + "00" * 32
     with pytest.raises(ChainError):
         await registry.set_master_secret_hash(HASH, tee)
+
+
+# --- reckoning ---
+
+
+async def test_the_cost_of_a_claim_is_reckoned_as_the_claim_is_made(
+    registry: KmsRegistry, chain: FakeChain, tee: FakeTee
+) -> None:
+    cost = await registry.claim_cost(WALLET)
+
+    assert await registry.set_master_secret_hash(HASH, tee) is ClaimOutcome.CLAIMED
+    assert cost == ClaimCost(tee.signed[0].gas_limit, tee.signed[0].max_fee_per_gas, 10**18)
+    assert cost.wei == 125_000 * 21 * GWEI
+
+
+async def test_reckoning_sends_nothing(registry: KmsRegistry, chain: FakeChain) -> None:
+    await registry.claim_cost(WALLET)
+
+    assert {method for method, _ in chain.asked} == {
+        "eth_estimateGas", "eth_maxPriorityFeePerGas", "eth_getBlockByNumber", "eth_getBalance"
+    }  # fmt: skip
+
+
+async def test_a_wallet_that_may_not_claim_yet_is_reckoned_with_a_fixed_amount_of_gas(
+    registry: KmsRegistry, chain: FakeChain
+) -> None:
+    chain.gas_refusal = NOT_AUTHORIZED
+
+    assert await registry.claim_cost(WALLET) == ClaimCost(module.UNESTIMATED_GAS, 21 * GWEI, 10**18)
+
+
+async def test_a_provider_that_cannot_estimate_is_not_taken_for_a_refusal(
+    registry: KmsRegistry, chain: FakeChain
+) -> None:
+    chain.gas_refusal = {"error": {"code": -32005, "message": "limit exceeded"}}
+
+    with pytest.raises(ChainError):
+        await registry.claim_cost(WALLET)
 
 
 # --- never a second transaction ---

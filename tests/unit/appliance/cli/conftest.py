@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from appliance.chain.types import App, ChainError, Instance, MemberFacts, Version
+from appliance.chain.types import App, ChainError, ClaimCost, Instance, MemberFacts, Version
 from appliance.cli import cli
 from appliance.cli.options import Chain, Toolbox
 from appliance.devnet.profile import DevelopmentKeys, DevnetProfile
@@ -17,6 +17,7 @@ from appliance.settings import Settings
 from kmscore.secret import SecretBytes
 from tests.support.client_bench import APP_TEE_SCALAR, APP_WALLET_KEY, Bench
 from tests.support.fake_node import FakeClock, FakeNode
+from tests.support.fake_registry import FakeRegistry
 
 KMS_APP_ID = 49
 ADDRESS = "0x" + "0a" * 20
@@ -24,7 +25,10 @@ ADDRESS = "0x" + "0a" * 20
 
 @dataclass
 class Desk:
-    """A terminal: `run` a command there; the chain lists the bench's nodes under plain http or not."""
+    """A terminal: `run` a command there; the chain lists the bench's nodes under plain http or not.
+
+    A `registry` takes the place of that list.
+    """
 
     bench: Bench
     directory: Path
@@ -32,6 +36,8 @@ class Desk:
     secret_hash: bytes = bytes(range(32))
     left_out: list[MemberFacts] = field(default_factory=list)
     chain_fails: bool = False
+    registry: FakeRegistry | None = None
+    balance_wei: int = 10**18
     connected_with: list[Settings] = field(default_factory=list)
 
     def run(self, *arguments: str, stdin: bytes | None = None) -> Result:
@@ -84,10 +90,13 @@ class Desk:
     async def master_secret_hash(self) -> bytes:
         return self.secret_hash
 
+    async def claim_cost(self, _wallet: str) -> ClaimCost:
+        return ClaimCost(100_000, 2 * 10**9, self.balance_wei)
+
     @asynccontextmanager
     async def _connect(self, settings: Settings, _timeout_s: float) -> AsyncIterator[Chain]:
         self.connected_with.append(settings)
-        yield Chain(self, self.master_secret_hash)
+        yield Chain(self.registry or self, self.master_secret_hash, self.claim_cost)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ def test_help_lists_every_command_and_shows_how_to_begin() -> None:
         ["nodes"],
         ["attest"],
         ["attest", "verify"],
+        ["provision"],
         *(["app", name] for name in ("derive", "put", "get", "list", "delete")),
     ],
     ids=" ".join,

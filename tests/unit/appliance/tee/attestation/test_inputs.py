@@ -14,6 +14,7 @@ from appliance.tee.attestation.nonce import parse_nonce_text
 from appliance.tee.attestation.root import AWS_ROOT_SHA256, aws_root
 from appliance.tee.attestation.statement import encode_statement, parse_statement, require_own
 from appliance.tee.port import TeeIdentity
+from enclave_image import measure as image
 from kmscore.envelope import AgreementKey
 from kmscore.errors import InvariantBroken, Reason, Rejected
 from tests.support.attestation import CONFIG_DIGEST, NONCE, TEE_PUBKEY, WALLET, document
@@ -40,6 +41,12 @@ def test_measurements_are_read(changes: dict[str, Any]) -> None:
 
     expected = {**REGISTERS, **{name: text for name, text in changes.items() if name.startswith("PCR")}}
     assert parsed.pcrs == {int(name[3:]): bytes.fromhex(text.removeprefix("0x")) for name, text in expected.items()}
+
+
+def test_the_code_measurement_is_that_of_the_image_builder() -> None:
+    parsed = Measurements.parse(measurements(PCR16="10" * 48))
+
+    assert parsed.code_measurement == image.Measurements(*(parsed.pcrs[index] for index in (0, 1, 2))).code_measurement
 
 
 REFUSED = {

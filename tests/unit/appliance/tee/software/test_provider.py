@@ -1,6 +1,7 @@
 """Keys in this process: where they come from, that they go, and that nobody overlooks what they are."""
 
 import itertools
+import json
 import logging
 import os
 import ssl
@@ -14,6 +15,7 @@ import pytest
 from appliance.main import open_tee
 from appliance.settings import Settings
 from appliance.tee.attestation.document import parse_document
+from appliance.tee.attestation.measurements import Measurements
 from appliance.tee.attestation.statement import CONFIG_PCR, extend_config
 from appliance.tee.local import INLINE_BYTES, LocalTee
 from appliance.tee.software.provider import SOFTWARE_MEASUREMENTS, SoftwareTee
@@ -81,6 +83,13 @@ async def test_its_registers_say_in_plain_words_that_it_is_no_enclave() -> None:
     texts = [document.pcrs[index].decode("ascii") for index in (0, 1, 2)]
     assert texts == [f"Nova KMS software TEE, no enclave: PCR{index}........." for index in (0, 1, 2)]
     assert SOFTWARE_MEASUREMENTS.match(document.pcrs)
+
+
+def test_the_file_that_commands_verify_against_holds_its_registers() -> None:
+    content = (Path(__file__).parents[5] / "deploy/software-measurements.json").read_bytes()
+
+    assert Measurements.parse(content) == SOFTWARE_MEASUREMENTS
+    assert json.loads(content)["code_measurement"] == f"0x{SOFTWARE_MEASUREMENTS.code_measurement.hex()}"
 
 
 @pytest.mark.parametrize("digest", [None, b"\xab" * 48])
