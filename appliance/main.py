@@ -253,6 +253,7 @@ def build_node(
         snapshots=snapshots,
         availability=availability,
         grace_s=settings.peer_cache_ttl_seconds,
+        refresh_every_s=settings.kms_node_tick_seconds,
         rng=rng,
     )
     sync_tick = SyncTick(peers=peers, keys=keys, pusher=pusher, availability=availability)
