@@ -321,7 +321,9 @@ async def serve(settings: Settings) -> None:
         server = uvicorn.Server(
             uvicorn.Config(
                 node.app,
-                http=bounded_http_protocol(proxy_v2=settings.trusted_ingress.proxy_v2),
+                http=bounded_http_protocol(
+                    proxy_v2=settings.trusted_ingress.proxy_v2, trusted_ingress=settings.trusted_ingress.networks
+                ),
                 ws="none",
                 lifespan="off",
                 log_config=None,

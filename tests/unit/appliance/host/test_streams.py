@@ -42,7 +42,7 @@ async def greet(stream: SocketStream) -> None:
     await stream.send(b"hello")
 
 
-# accept(2): errors that the network had for the connection that was to be accepted, and of a machine short of something.
+# accept(2): errors of the connection that was to be accepted, and of a machine that is short of something.
 PASSING = [
     errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT,
     errno.EPERM, errno.EOPNOTSUPP, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
