@@ -267,6 +267,7 @@ def build_node(
         snapshots=snapshots,
         availability=availability,
         grace_s=settings.peer_cache_ttl_seconds,
+        refresh_every_s=settings.kms_node_tick_seconds,
         rng=rng,
     )
     sync_tick = SyncTick(peers=peers, keys=keys, pusher=pusher, availability=availability)
@@ -334,7 +335,9 @@ async def serve(settings: Settings) -> None:
         server = uvicorn.Server(
             uvicorn.Config(
                 node.app,
-                http=bounded_http_protocol(proxy_v2=settings.trusted_ingress.proxy_v2),
+                http=bounded_http_protocol(
+                    proxy_v2=settings.trusted_ingress.proxy_v2, trusted_ingress=settings.trusted_ingress.networks
+                ),
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -13,6 +13,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from appliance.api.limits import IngressNetworks, client_key, is_ingress
 from appliance.proxy_protocol import parse_proxy_header
 from kmscore.errors import Rejected
 
@@ -31,29 +32,32 @@ _BAD_REQUEST = (
 
 
 class ConnectionCounter:
-    """Connections by client address; those without one and those from loopback come through an ingress."""
+    """Connections by client: an IPv4 address, the /64 of an IPv6 one. An ingress has as many as there are."""
 
-    def __init__(self) -> None:
+    def __init__(self, trusted_ingress: IngressNetworks = ()) -> None:
+        self._trusted_ingress = trusted_ingress
         self._open: Counter[str] = Counter()
 
     def enter(self, host: str) -> bool:
         """Count a connection; whether it is within the limit."""
-        self._open[host] += 1
-        return self._open[host] <= MAX_CONNECTIONS_PER_ADDRESS or host in ("", "127.0.0.1", "::1")
+        key = client_key(host, "", ())
+        self._open[key] += 1
+        return self._open[key] <= MAX_CONNECTIONS_PER_ADDRESS or is_ingress(host, self._trusted_ingress)
 
     def leave(self, host: str) -> None:
-        self._open[host] -= 1
-        if not self._open[host]:
-            del self._open[host]
+        key = client_key(host, "", ())
+        self._open[key] -= 1
+        if not self._open[key]:
+            del self._open[key]
 
 
-def bounded_http_protocol(*, proxy_v2: bool = False) -> type[HttpToolsProtocol]:
+def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNetworks = ()) -> type[HttpToolsProtocol]:
     """The protocol class of one server; its connections share a counter.
 
     With `proxy_v2` a connection must start with a PROXY header of version 2, whose source is then its client: none for
     the ingress's own connections. One that does not is closed without an answer.
     """
-    counter = ConnectionCounter()
+    counter = ConnectionCounter(trusted_ingress)
 
     class BoundedHttpProtocol(HttpToolsProtocol):
         """One connection. What exceeds a bound is answered 400, or closed when it is merely slow."""

@@ -73,6 +73,14 @@ def client_key(client_host: str | None, forwarded_for: str, trusted: IngressNetw
     return str(address)
 
 
+def is_ingress(client_host: str, trusted: IngressNetworks) -> bool:
+    """Whether connections from this address, "" for none, may be those of many clients: a trusted ingress, or a program
+    on this machine.
+    """
+    address = _parse(client_host)
+    return address is None or address.is_loopback or _within(address, trusted)
+
+
 def _parse(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """An address as ingresses write it: bare, an IPv6 one perhaps in brackets, either perhaps with a port."""
     text = text.strip()

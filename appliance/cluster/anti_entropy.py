@@ -37,7 +37,7 @@ from appliance.cluster.messages import (
     RECORDS_REQUEST,
 )
 from appliance.cluster.peers import Peer, PeerCache
-from appliance.cluster.push import BATCH_REFUSALS, Pusher
+from appliance.cluster.push import BATCH_REFUSALS, PeerRefusesRecords, Pusher
 from appliance.cluster.replica import Entry, Replica, encode_records, fitting
 from appliance.cluster.snapshot import SnapshotClient
 from appliance.cluster.state import Availability
@@ -51,7 +51,8 @@ logger = logging.getLogger(__name__)
 REQUEST_DEADLINE_S = 20.0
 # One comparison; a difference that is larger is settled by the next ones, which begin where this one ended.
 RUN_DEADLINE_S = 120.0
-
+# A peer that refuses more single records than this refuses for a reason of its own: the comparison ends.
+MAX_REFUSED_ALONE = 16
 
 # After these the peer's record is the stored one, so there is nothing to tell the peer.
 _AGREED = frozenset({MergeOutcome.INSERTED, MergeOutcome.REPLACED_BY_VERSION, MergeOutcome.IGNORED_EQUAL_VERSION})
@@ -171,6 +172,7 @@ class Comparison:
         self._absent: list[Range] = []
         self._wanted: list[Name] = []
         self._unknown: list[Name] = []
+        self._refused_alone = 0
 
     async def run(self) -> None:
         """Walk until nothing is left to ask. Raises `Unavailable`, from the peer or here; what was merged stays."""
@@ -294,6 +296,10 @@ class Comparison:
             await self._send(chosen)
 
     async def _send(self, entries: Sequence[Entry]) -> None:
+        """Send these records, halving what the peer refuses until what it does not take is alone.
+
+        Raises `PeerRefusesRecords` when there is too much of that, and whatever the exchange raises.
+        """
         try:
             inner = await self._request(
                 {"type": DELTA, "data": encode_records([(app_id, record) for app_id, _, record in entries])},
@@ -302,10 +308,17 @@ class Comparison:
         except PeerRefused as refusal:
             if refusal.status not in BATCH_REFUSALS:
                 raise
+            if len(entries) > 1:
+                middle = len(entries) // 2
+                await self._send(entries[:middle])
+                await self._send(entries[middle:])
+                return
             logger.warning(
-                "records of a comparison refused by the peer",
-                extra={"peer": short(self._peer.wallet), "rejected": len(entries)},
+                "record of a comparison refused by the peer", extra={"peer": short(self._peer.wallet), "rejected": 1}
             )
+            self._refused_alone += 1
+            if self._refused_alone > MAX_REFUSED_ALONE:
+                raise PeerRefusesRecords("the peer refuses many records") from refusal
             return
         self.offered += len(entries)
         reasons = inner.get("skip_reasons")

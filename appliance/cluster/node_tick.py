@@ -2,7 +2,9 @@
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
 
 from appliance.chain.kms_registry import ClaimOutcome, KmsRegistry
 from appliance.chain.types import ChainError
@@ -26,7 +28,11 @@ MASTER_SECRET_BYTES = 32
 
 
 class NodeTick:
-    """One run brings membership, master secret, snapshot and availability in line with the chain."""
+    """One run brings membership, master secret, snapshot and availability in line with the chain.
+
+    A snapshot may take many times the interval between runs: while it does, the membership is read again every
+    `refresh_every_s` all the same, because peers that this node does not know any more are refused.
+    """
 
     def __init__(
         self,
@@ -42,7 +48,9 @@ class NodeTick:
         snapshots: SnapshotClient,
         availability: Availability,
         grace_s: float,
+        refresh_every_s: float,
         rng: random.Random,
+        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
         self._identity = identity
         self._tee = tee
@@ -55,7 +63,9 @@ class NodeTick:
         self._snapshots = snapshots
         self._availability = availability
         self._grace_s = grace_s
+        self._refresh_every_s = refresh_every_s
         self._rng = rng
+        self._sleep = sleep
 
     async def run_once(self) -> None:
         """Do the steps of node §2 and set the availability; expected failures become its reason."""
@@ -68,10 +78,7 @@ class NodeTick:
         await self._peers.probe(self._identity.wallet)
 
     async def _decide(self) -> UnavailableReason | None:
-        try:
-            await self._peers.refresh()
-        except ChainError as error:
-            logger.warning("peer cache not refreshed", extra={"reason": str(error)})
+        await self._refresh_members()
         if not self._peers.fresh:
             return UnavailableReason.PEER_CACHE_REFRESH_FAILED
         me = self._peers.get(self._identity.wallet)
@@ -123,6 +130,26 @@ class NodeTick:
             self._availability.set(UnavailableReason.SECRET_SYNC_FAILED)
             logger.warning("the chain shows another master secret than ours")
             self._keys.unconfirm()
+        reason: UnavailableReason | None = UnavailableReason.SECRET_SYNC_FAILED
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._keep_members_fresh)
+            reason = await self._join(chain_hash)
+            group.cancel_scope.cancel()
+        return reason
+
+    async def _refresh_members(self) -> None:
+        try:
+            await self._peers.refresh()
+        except ChainError as error:
+            logger.warning("peer cache not refreshed", extra={"reason": str(error)})
+
+    async def _keep_members_fresh(self) -> None:
+        while True:
+            await self._sleep(self._refresh_every_s)
+            await self._refresh_members()
+
+    async def _join(self, chain_hash: bytes) -> UnavailableReason | None:
+        """Take secret and snapshot over from the first peer that gives both; or say why none did."""
         reason = UnavailableReason.SECRET_SYNC_FAILED
         members = self._peers.peers()
         for peer in self._others(members):

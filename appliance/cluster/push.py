@@ -119,6 +119,7 @@ class Pusher:
         self._in_flight: set[str] = set()
         self._last_contact_ms = clock.monotonic_ms()
         self._isolated = False
+        self._reconciling = False
 
     # --- facts that others report ---
 
@@ -163,15 +164,18 @@ class Pusher:
     async def push(self, peers: Sequence[Peer], group: TaskGroup, *, deadline_s: float = PEER_DEADLINE_S) -> None:
         """Start a push to each of `peers` but ourselves in `group`; one that still runs is left to run.
 
-        After long isolation nothing is pushed before a peer's snapshot has been taken over (store §1). A failing peer
-        is logged, never raised.
+        After long isolation a peer's snapshot is taken over first (store §1), in `group` too: what is to be pushed then
+        is pushed by the next call, to whoever is a member by that time. A failing peer is logged, never raised.
         """
         others = [peer for peer in peers if peer.wallet != self._own_wallet]
         members = frozenset(peer.wallet for peer in others)
         self._transport.forget_departed(members)
         self._progress = {wallet: progress for wallet, progress in self._progress.items() if wallet in members}
         self._notice_isolation()
-        if self._isolated and others and not await self._reconcile(others):
+        if self._isolated and others:
+            if not self._reconciling:
+                self._reconciling = True
+                group.start_soon(self._reconcile_alone, others)
             return
         for peer in others:
             if peer.wallet not in self._in_flight:
@@ -327,8 +331,15 @@ class Pusher:
         if self._clock.monotonic_ms() - self._last_contact_ms > self._isolation_ms:
             self._isolated = True
 
-    async def _reconcile(self, peers: Sequence[Peer]) -> bool:
-        """Take over what the cluster has, drop what it has deleted and forgotten (store §1); whether a peer gave it.
+    async def _reconcile_alone(self, peers: Sequence[Peer]) -> None:
+        try:
+            await self._reconcile(peers)
+        finally:
+            self._reconciling = False
+
+    async def _reconcile(self, peers: Sequence[Peer]) -> None:
+        """Take over what the cluster has, drop what it has deleted and forgotten (store §1), by the first peer that
+        gives it.
 
         Dropped is only what this very peer had acknowledged, in the life that now answers, and what it therefore must
         have deleted. Our own unacknowledged writes stay, and so does everything when the peer is of a kind that may
@@ -349,8 +360,7 @@ class Pusher:
             logger.warning("reconciled after isolation", extra={"peer": short(peer.wallet), "records": forgotten})
             self._isolated = False
             self._last_contact_ms = self._clock.monotonic_ms()
-            return True
-        return False
+            return
 
     async def _forget(self, progress: PeerProgress, settled_seq: int, snapshot: PulledSnapshot) -> int:
         same_life = snapshot.boot_id is not None and snapshot.boot_id == progress.boot_id

@@ -26,6 +26,11 @@ HEAD_TIMEOUT_S: Final = 10.0
 CONNECT_TIMEOUT_S: Final = 10.0
 IDLE_S: Final = 300.0
 
+# Addresses of IPv6 that lead to one of IPv4: through a translator that the network may have (RFC 6052), or by
+# tunnels that nobody offers any more and that are therefore no way to a public host.
+_TRANSLATED: Final = ipaddress.IPv6Network("64:ff9b::/96")
+_TUNNELLED: Final = tuple(ipaddress.IPv6Network(text) for text in ("::/96", "2001::/32", "2002::/16"))
+
 ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _END: Final = b"\r\n\r\n"
 _REASONS: Final = {
@@ -160,13 +165,13 @@ class Egress:
         head = b""
         try:
             with anyio.fail_after(self._head_timeout_s):
-                while _END not in head:
-                    if len(head) > MAX_HEAD_BYTES:
-                        raise Refused(431)
+                while _END not in head and len(head) <= MAX_HEAD_BYTES:
                     head += await enclave.receive(PIECE_BYTES)
         except TimeoutError:
             raise Refused(408) from None
         head, _, early = head.partition(_END)
+        if len(head) > MAX_HEAD_BYTES:
+            raise Refused(431)
         return *parse_connect(head), early
 
     async def _open(self, host: str, port: int) -> SocketStream:
@@ -185,8 +190,12 @@ class Egress:
 
 def _is_public(text: str) -> bool:
     address = ipaddress.ip_address(text.partition("%")[0])
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_global
+    if isinstance(address, ipaddress.IPv6Address):
+        if any(address in network for network in _TUNNELLED):
+            return False
+        translated = ipaddress.IPv4Address(address.packed[-4:]) if address in _TRANSLATED else None
+        address = address.ipv4_mapped or translated or address
+    return address.is_global and not address.is_multicast
 
 
 def _parse_port(text: str) -> int:

@@ -20,6 +20,8 @@ MAX_CONNECTIONS: Final = 2048
 CONNECT_TIMEOUT_S: Final = 5.0
 # Longer than any request may take and than the node keeps an idle connection.
 IDLE_S: Final = 120.0
+# A node that has closed its side answers nothing more. Its client gets time to take the answer, not to keep its place.
+LINGER_S: Final = 5.0
 
 Connect = Callable[[], Awaitable[SocketStream]]
 
@@ -34,11 +36,13 @@ class Ingress:
         max_connections: int = MAX_CONNECTIONS,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         idle_s: float = IDLE_S,
+        linger_s: float = LINGER_S,
     ) -> None:
         self._connect = connect
         self._max_connections = max_connections
         self._connect_timeout_s = connect_timeout_s
         self._idle_s = idle_s
+        self._linger_s = linger_s
 
     async def serve(self, listener: socket.socket) -> None:
         """Until cancelled; the listener is closed then."""
@@ -62,7 +66,7 @@ class Ingress:
             except (*STREAM_FAILURES, TimeoutError) as error:
                 logger.warning("the enclave does not take a connection", extra={"kind": type(error).__name__})
                 return
-            await relay(client, enclave, idle_s=self._idle_s)
+            await relay(client, enclave, idle_s=self._idle_s, linger_s=self._linger_s)
 
 
 def _header_of(client: SocketStream) -> bytes:

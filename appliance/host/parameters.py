@@ -3,7 +3,6 @@
 They are none that trust depends on, and the enclave extends their digest into PCR16 before it attests anything.
 """
 
-import asyncio
 import json
 import socket
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Final
 import anyio
 from anyio.abc import SocketStream
 
-from appliance.host.streams import STREAM_FAILURES
+from appliance.host.streams import STREAM_FAILURES, accept
 from appliance.settings import LogLevel
 
 PORT: Final = 9001
@@ -47,7 +46,7 @@ async def answer_parameters(listener: socket.socket, parameters: RuntimeParamete
     listener.setblocking(False)
     with listener:
         while True:
-            connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+            connection = await accept(listener)
             try:
                 async with await SocketStream.from_socket(connection) as stream:
                     with anyio.fail_after(SEND_TIMEOUT_S):

@@ -6,6 +6,7 @@
 import asyncio
 import errno
 import logging
+import math
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -22,7 +23,9 @@ PIECE_BYTES: Final = 64 * 1024
 BACKLOG: Final = 128
 # Descriptors are back soon; trying again at once would keep a processor busy for nothing.
 _PAUSE_S: Final = 0.1
-_TRANSIENT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED})
+# These say that the listener itself is of no use. All else is trouble of this machine or of the one connection that was
+# to be accepted, whose network's errors accept(2) reports too, and will pass.
+_LISTENER_GONE: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})
 
 # Whatever a connection ends with besides its proper end.
 STREAM_FAILURES = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
@@ -58,7 +61,11 @@ class Vsock:
         except BaseException:
             connection.close()
             raise
-        return await SocketStream.from_socket(connection)
+        try:
+            return await SocketStream.from_socket(connection)
+        except ValueError as error:  # reset as soon as it was there
+            connection.close()
+            raise ConnectionResetError("the enclave ended the connection at once") from error
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:
@@ -72,38 +79,48 @@ def listen_tcp(host: str, port: int) -> socket.socket:
     return _listening(listener, where, f"{host}:{port}")
 
 
+async def accept(listener: socket.socket) -> socket.socket:
+    """The next connection of a non-blocking listener, however long it takes. Raises `OSError` when there is none any
+    more.
+    """
+    while True:
+        try:
+            # anyio's own listener sets TCP options, which a vsock connection does not have.
+            connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+        except OSError as error:
+            if error.errno in _LISTENER_GONE:
+                raise
+            await anyio.sleep(_PAUSE_S)
+        else:
+            return connection
+
+
 async def serve_connections(listener: socket.socket, handle: Handler, *, limit: int) -> None:
     """Accept for ever and handle each connection in a task of its own; the listener is closed at the end.
 
     Beyond `limit` at once a connection is closed as soon as it is accepted. `handle` must let no failure of a
     connection escape; the stream is closed for it.
     """
-    loop = asyncio.get_running_loop()
     listener.setblocking(False)
     open_now = 0
 
     async def run(connection: socket.socket) -> None:
         nonlocal open_now
         try:
-            stream = await SocketStream.from_socket(connection)
+            try:
+                stream = await SocketStream.from_socket(connection)
+            except ValueError:  # the other side reset it while it waited: there is nobody to serve
+                connection.close()
+                return
             async with stream:
                 await handle(stream)
-        except ValueError:  # the other side reset it while it waited: there is nobody to serve
-            connection.close()
         finally:
             open_now -= 1
 
     with listener:
         async with anyio.create_task_group() as group:
             while True:
-                try:
-                    # anyio's own listener sets TCP options, which a vsock connection does not have.
-                    connection, _ = await loop.sock_accept(listener)
-                except OSError as error:
-                    if error.errno not in _TRANSIENT:
-                        raise
-                    await anyio.sleep(_PAUSE_S)
-                    continue
+                connection = await accept(listener)
                 if open_now >= limit:
                     logger.warning("connection refused: too many", extra={"limit": limit})
                     connection.close()
@@ -112,21 +129,29 @@ async def serve_connections(listener: socket.socket, handle: Handler, *, limit: 
                 group.start_soon(run, connection)
 
 
-async def relay(one: SocketStream, other: SocketStream, *, idle_s: float) -> None:
+async def relay(one: SocketStream, other: SocketStream, *, idle_s: float, linger_s: float = math.inf) -> None:
     """Carry bytes both ways until both ends are done, either fails, or nothing moved for `idle_s` in either direction.
 
-    The end of one direction is passed on while the other still flows.
+    The end of one direction is passed on while the other still flows: once `other` is done, for at most `linger_s`.
     """
+    last_moment = math.inf
+
+    def postpone() -> None:
+        scope.deadline = min(anyio.current_time() + idle_s, last_moment)
 
     async def carry(source: SocketStream, sink: SocketStream) -> None:
+        nonlocal last_moment
         try:
             async for piece in source:
-                scope.deadline = anyio.current_time() + idle_s
+                postpone()
                 await sink.send(piece)
-                scope.deadline = anyio.current_time() + idle_s
+                postpone()
             await sink.send_eof()
         except STREAM_FAILURES:
             scope.cancel()
+        if source is other:
+            last_moment = anyio.current_time() + linger_s
+            postpone()
 
     with anyio.CancelScope(deadline=anyio.current_time() + idle_s) as scope:
         async with anyio.create_task_group() as group:

@@ -5,6 +5,8 @@ import pytest
 
 from appliance.cluster.anti_entropy import Comparison
 from appliance.cluster.messages import EXT_SNAPSHOT_PAGES
+from appliance.cluster.push import PeerRefusesRecords
+from appliance.cluster.transport import PeerRefused
 from kmscore.errors import Rejected
 from kmscore.store import StoreLimits
 from tests.support.simulated_cluster import SimulatedNetwork, SimulatedNode, SimulatedTransport
@@ -155,6 +157,28 @@ class TestOneComparison:
         await compare(network, other, one)
         assert other.contents()[1, "good"] == b"v"
 
+    async def test_a_record_for_which_a_peer_refuses_the_whole_message_holds_no_other_back(self) -> None:
+        network = await clones(10)
+        one, other = network.nodes
+        for number in range(40):
+            one.put(1, f"new {number:02d}", b"v")
+        transport = Refusing(network, one, {"new 17"})
+        comparison = Comparison(other.peer, one.replica, one.keys, transport, one.clock)
+        await comparison.run()
+        assert one.contents().keys() - other.contents().keys() == {(1, "new 17")}
+        assert comparison.offered == 39
+
+    async def test_a_peer_that_refuses_records_one_by_one_is_not_asked_about_all_of_them(self) -> None:
+        network = await clones(10)
+        one, other = network.nodes
+        for number in range(400):
+            one.put(1, f"new {number}", b"v")
+        everything = {key for _, key in one.contents()}
+        comparison = Comparison(other.peer, one.replica, one.keys, Refusing(network, one, everything), one.clock)
+        with pytest.raises(PeerRefusesRecords):
+            await comparison.run()
+        assert network.messages["delta"] < 60
+
     @pytest.mark.parametrize("answered", [False, True])
     async def test_cancelled_at_any_message_it_leaves_nothing_that_the_next_one_does_not_settle(
         self, answered: bool
@@ -171,6 +195,22 @@ class TestOneComparison:
             await compare(network, one, other)
             assert same(network)
             assert len(one.contents()) == 601
+
+
+class Refusing(SimulatedTransport):
+    """The peer answers 400 to every delta that holds one of these keys, as some nodes do for one bad record."""
+
+    def __init__(self, network, sender, keys) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(network, sender)
+        self._keys = keys
+
+    async def exchange(self, peer, inner, **bounds):  # type: ignore[no-untyped-def]
+        if inner["type"] == "delta" and any(
+            item["key"] in self._keys for records in inner["data"].values() for item in records
+        ):
+            self._network.messages["delta"] += 1
+            raise PeerRefused(400, "bad_request", None)
+        return await super().exchange(peer, inner, **bounds)
 
 
 class Fatal(SimulatedTransport):

@@ -38,6 +38,7 @@ from tests.support.fake_registry import FakeRegistry
 KMS_APP_ID = 49
 APP_ID = 7
 TTL_S = 180.0
+REFRESH_S = 60.0
 SECRET = bytes(range(32))
 OTHER_SECRET = bytes(range(32, 64))
 UNSET = bytes(32)
@@ -314,6 +315,8 @@ class Bench:
             isolation_ms=ISOLATION_MS,
         )
         self.secrets = SecretClient(self.transport)
+        self.pauses: list[float] = []
+        self.wake = Gate()
         self.availability = Availability()
         self.node_tick = NodeTick(
             identity=self.identity,
@@ -327,8 +330,15 @@ class Bench:
             snapshots=self.snapshots,
             availability=self.availability,
             grace_s=TTL_S,
+            refresh_every_s=REFRESH_S,
             rng=AsListed(),
+            sleep=self._pause,
         )
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleeps in a tick last until `wake` opens; the second one for ever."""
+        self.pauses.append(seconds)
+        await (self.wake if len(self.pauses) == 1 else Gate()).wait()
 
     async def register(self, *peers: FakePeer, ourselves: bool = True) -> None:
         """The KMS app with one version, this node unless it is left out, and `peers`, who answer from now on."""

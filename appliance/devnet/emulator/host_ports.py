@@ -1,5 +1,6 @@
 """Who serves a port of the host when the guest connects to it: a queue to accept from, or a Unix socket elsewhere."""
 
+import contextlib
 import queue
 import socket
 import threading
@@ -59,9 +60,9 @@ class GuestListener:
             if self._closed:
                 return
             self._closed = True
-            while not self._waiting.empty():
-                connection = self._waiting.get_nowait()
-                if connection is not None:
+            # Others may still be taking connections while these are closed.
+            with contextlib.suppress(queue.Empty):
+                while (connection := self._waiting.get_nowait()) is not None:
                     connection.close()
             self._waiting.put_nowait(None)
 

@@ -7,6 +7,8 @@ only what the bytes say; `attested_identity` is what makes one believable.
 
 import hashlib
 import json
+import re
+from binascii import unhexlify
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +24,7 @@ from kmscore.pop import parse_wallet
 MAX_STATEMENT_BYTES: Final = 512
 CONFIG_DIGEST_BYTES: Final = 48
 CONFIG_PCR: Final = 16
+_CONFIG_HEX: Final = re.compile(r"[0-9A-Fa-f]{96}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +90,7 @@ def _text(value: object) -> str:
 def _parse_config(value: object) -> bytes | None:
     if value is None:
         return None
-    try:
-        digest = bytes.fromhex(_text(value))
-    except ValueError:
-        digest = b""
-    if len(digest) != CONFIG_DIGEST_BYTES:
+    text = _text(value)
+    if not _CONFIG_HEX.fullmatch(text):
         raise Refused(Step.IDENTITY, f"config is not the hex of {CONFIG_DIGEST_BYTES} bytes")
-    return digest
+    return unhexlify(text)

@@ -105,6 +105,7 @@ KEYS = {
     "white space": ("10.0.0.1", "  198.51.100.1\t", "198.51.100.1"),
     "IPv4 in IPv6": ("::ffff:192.0.2.1", "", "192.0.2.1"),
     "an ingress as IPv4 in IPv6": ("::ffff:10.0.0.1", "198.51.100.1", "198.51.100.1"),
+    "IPv6 on one link": ("fe80::1%eth0", "", "fe80::/64"),
     "IPv6 by its network": ("2001:db8:1:2:3:4:5:6", "", "2001:db8:1:2::/64"),
     "an ingress over IPv6": ("fd00::1", "2001:DB8:1:2::9", "2001:db8:1:2::/64"),
     "a header that is too long": ("10.0.0.1", "1.1.1.1," * MAX_FORWARDED_CHARS, "10.0.0.1"),

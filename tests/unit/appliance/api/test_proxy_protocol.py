@@ -1,5 +1,6 @@
 """PROXY headers of version 2: what is sent, what is accepted, and what a server makes of them."""
 
+import ipaddress
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -118,11 +119,11 @@ async def tell_client(scope: Any, receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def serving(path: Path) -> AsyncIterator[str]:
-    """A server on a Unix socket that demands PROXY headers."""
+async def serving(path: Path, trusted: str | None = None) -> AsyncIterator[str]:
+    """A server on a Unix socket that demands PROXY headers; a network that is `trusted` is its ingress."""
     config = uvicorn.Config(
         tell_client,
-        http=bounded_http_protocol(proxy_v2=True),
+        http=bounded_http_protocol(proxy_v2=True, trusted_ingress=[ipaddress.ip_network(trusted)] if trusted else ()),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -181,18 +182,34 @@ class TestServer:
             await stream.send(data + REQUEST)
             assert await answer_of(stream) == b""
 
-    async def test_connections_are_counted_by_the_address_in_the_header(self, tmp_path: Path) -> None:
-        async with serving(tmp_path / "s") as path:
+    @pytest.mark.parametrize(
+        ("first", "last", "trusted", "admitted"),
+        [
+            ("192.0.2.7", "192.0.2.7", None, False),
+            ("192.0.2.7", "192.0.2.8", None, True),
+            ("2001:db8::1", "2001:db8::2", None, False),
+            ("2001:db8::1", "2001:db8:0:1::1", None, True),
+            ("10.1.2.3", "10.1.2.3", None, False),
+            ("10.1.2.3", "10.1.2.3", "10.0.0.0/8", True),
+            ("127.0.0.1", "127.0.0.1", None, True),
+            ("::1", "::1", None, True),
+        ],
+        ids=[
+            "one address", "another address", "another of the same /64", "another /64",
+            "a stranger's balancer", "a trusted balancer", "this machine", "this machine over IPv6",
+        ],
+    )  # fmt: skip
+    async def test_connections_are_counted_by_the_client_in_the_header(
+        self, tmp_path: Path, first: str, last: str, trusted: str | None, admitted: bool
+    ) -> None:
+        async with serving(tmp_path / "s", trusted) as path:
             streams = [await anyio.connect_unix(path) for _ in range(MAX_CONNECTIONS_PER_ADDRESS + 1)]
             for stream in streams[:-1]:
-                await stream.send(TCP4)
+                await stream.send(encode_proxy_header(Endpoint(first, 1), HERE))
             # Answered only once the server has read the headers before it.
             await streams[-2].send(REQUEST)
             assert await answer_of(streams[-2])
-            await streams[-1].send(TCP4 + REQUEST)
-            assert await answer_of(streams[-1]) == b""
-            async with await anyio.connect_unix(path) as stream:
-                await stream.send(TCP6 + REQUEST)
-                assert await answer_of(stream)
+            await streams[-1].send(encode_proxy_header(Endpoint(last, 1), HERE) + REQUEST)
+            assert bool(await answer_of(streams[-1])) is admitted
             for stream in streams:
                 await stream.aclose()

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from appliance.chain.kms_registry import ClaimOutcome
@@ -12,6 +14,7 @@ from tests.support.cluster_bench import (
     APP_ID,
     KMS_APP_ID,
     OTHER_SECRET,
+    REFRESH_S,
     SECRET,
     TTL_S,
     UNSET,
@@ -265,6 +268,29 @@ class TestJoining:
         assert not bench.replica.complete
         await bench.add(good)
         assert await tick(bench) is None
+        assert bench.contents() == {"kept": b"value"}
+
+    @pytest.mark.parametrize("readable", [True, False])
+    async def test_the_membership_is_read_again_while_a_snapshot_takes_long(self, bench: Bench, readable: bool) -> None:
+        peer = peer_with(1, "kept")
+        peer.gates["snapshot_request"] = gate = Gate()
+        await bench.register(peer)
+        bench.kms_registry.hash32 = HASH
+        async with anyio.create_task_group() as group:
+            group.start_soon(bench.node_tick.run_once)
+            await gate.reached.wait()
+            await bench.wake.reached.wait()
+            bench.clock.elapsed_ms += int(REFRESH_S * 1000)
+            bench.registry.before_read = None if readable else fail_to_read
+            bench.wake.open()
+            with anyio.fail_after(5):
+                while len(bench.pauses) < 2:
+                    await anyio.lowlevel.checkpoint()
+            bench.clock.elapsed_ms += TTL_MS
+            assert (bench.peers.get(peer.address) is not None) is readable
+            assert not bench.availability.available
+            gate.open()
+        assert bench.pauses == [REFRESH_S, REFRESH_S]
         assert bench.contents() == {"kept": b"value"}
 
     async def test_a_replaced_secret_drops_the_store_it_cannot_read(self, bench: Bench) -> None:

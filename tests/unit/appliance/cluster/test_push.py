@@ -434,6 +434,7 @@ class TestIsolation:
 
     async def test_it_pulls_before_it_pushes(self, bench: Bench, returned: FakePeer) -> None:
         await bench.push(returned)
+        await bench.push(returned)
         kinds = returned.kinds()
         assert kinds.index("snapshot_page_request") < kinds.index("delta")
         assert bench.contents() == {"kept there": b"x", "written alone": b"x", "theirs": b"value"}
@@ -443,6 +444,7 @@ class TestIsolation:
     async def test_nothing_is_pushed_while_nobody_gives_a_snapshot(self, bench: Bench, returned: FakePeer) -> None:
         returned.alter["snapshot_page_request"] = lambda page: {**page, "data": 7}
         await bench.push(returned)
+        await bench.push(returned)
         assert "delta" not in returned.kinds()
         assert "deleted there" in bench.contents()
 
@@ -450,8 +452,32 @@ class TestIsolation:
         returned.boot_id = "second"
         returned.records = {}
         await bench.push(returned)
+        await bench.push(returned)
         assert set(bench.contents()) == {"deleted there", "kept there", "written alone"}
         assert {key for keys in sent(returned) for key in keys} == {"deleted there", "kept there", "written alone"}
+
+    async def test_whoever_asks_for_a_push_does_not_wait_for_a_peer_that_hangs(
+        self, bench: Bench, returned: FakePeer
+    ) -> None:
+        returned.gates["snapshot_page_request"] = gate = Gate()
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as group:
+                await bench.pusher.push([returned.peer], group)
+                await gate.reached.wait()
+                await bench.pusher.push([returned.peer], group)
+                assert returned.kinds() == ["snapshot_page_request"], "a snapshot on its way is not asked for again"
+                gate.open()
+        assert "deleted there" not in bench.contents()
+
+    async def test_nothing_is_pushed_to_a_peer_that_left_while_a_snapshot_came(
+        self, bench: Bench, returned: FakePeer
+    ) -> None:
+        bench.reach(leaving := FakePeer(2))
+        async with anyio.create_task_group() as group:
+            await bench.pusher.push([returned.peer, leaving.peer], group)
+        await bench.push(returned)
+        assert leaving.asked == []
+        assert ["written alone"] in sent(returned)
 
     async def test_contact_from_the_other_side_does_not_undo_it(self, bench: Bench, returned: FakePeer) -> None:
         bench.pusher.note_contact()

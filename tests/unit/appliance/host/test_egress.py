@@ -72,6 +72,10 @@ REFUSALS = {
     "a host that is none": (b"CONNECT a..example:443 HTTP/1.1\r\n\r\n", 400),
     "credentials": (b"CONNECT u:p@a.example:443 HTTP/1.1\r\n\r\n", 400),
     "no ASCII": (b"CONNECT \xc3\xa4.example:443 HTTP/1.1\r\n\r\n", 400),
+    "a head that is too long and comes at once": (
+        b"CONNECT a.example:443 HTTP/1.1\r\nX: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n",
+        431,
+    ),
     "a head that does not end": (b"CONNECT a.example:443 HTTP/1.1\r\nX: " + b"x" * (2 * MAX_HEAD_BYTES), 431),
 }
 
@@ -127,7 +131,25 @@ async def test_an_exact_entry_may_be_private_and_a_pattern_s_host_may_not(wires:
 
 @pytest.mark.parametrize(
     "host",
-    ["127.0.0.1", "169.254.169.254", "10.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "[::ffff:10.0.0.1]", "[fe80::1]"],
+    [
+        "127.0.0.1",
+        "169.254.169.254",
+        "10.0.0.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:10.0.0.1]",
+        "[fe80::1]",
+        "[64:ff9b::10.0.0.1]",
+        "[64:ff9b::169.254.169.254]",
+        "[::10.0.0.1]",
+        "[2002:a00:1::1]",
+        "[fd00:ec2::254]",
+        "224.0.0.1",
+        "[ff02::1]",
+        "0.0.0.0",
+        "[::]",
+        "100.64.0.1",
+    ],
 )
 async def test_no_private_address_is_dialled_for_a_pattern(host: str) -> None:
     with pytest.raises(Refused) as refusal:

@@ -122,3 +122,24 @@ async def test_the_end_of_the_enclave_s_side_ends_the_client_s(wires: UnixWires)
         await client_of(listener) as client,
     ):
         assert await received(client) == b"answer"
+
+
+async def test_a_client_that_stays_when_the_enclave_is_done_keeps_its_place_for_a_moment_only(wires: UnixWires) -> None:
+    listener = listen_tcp("127.0.0.1", 0)
+    in_enclave = wires.listen_in_enclave(CID, PORT)
+
+    async def answer_and_close(stream: SocketStream) -> None:
+        await stream.receive()
+        await stream.send(b"answer")
+
+    async with (
+        running(lambda: serve_connections(in_enclave, answer_and_close, limit=8)),
+        running(lambda: Ingress(enclave(wires), max_connections=1, linger_s=0.05).serve(listener)),
+        await client_of(listener) as stays,
+    ):
+        assert await received(stays) == b"answer"
+        with anyio.fail_after(10):
+            while True:
+                async with await client_of(listener) as other:
+                    if await received(other):
+                        break

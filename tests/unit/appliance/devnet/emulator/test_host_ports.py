@@ -1,5 +1,7 @@
 """Listeners of the host: accepted in turn, bounded, and never left hanging."""
 
+import queue
+import socket
 import threading
 from pathlib import Path
 
@@ -46,6 +48,29 @@ def test_closing_wakes_everyone_who_waits_and_resets_what_waited() -> None:
     assert aborted == 3
     with pytest.raises(ConnectionRefusedError):
         listener()
+
+
+def test_closing_while_somebody_takes_the_last_connection_closes() -> None:
+    taken: list[socket.socket] = []
+
+    class Raced(queue.Queue):  # type: ignore[type-arg]
+        """Somebody else is always a little faster."""
+
+        def get_nowait(self) -> socket.socket:
+            taken.append(super().get_nowait())
+            found: socket.socket = super().get_nowait()
+            return found
+
+    listener = GuestListener()
+    listener._waiting = Raced(10)
+    with listener() as near_end:
+        listener.close()
+        (far_end,) = taken
+        far_end.send(b"x")
+        far_end.close()
+        assert near_end.recv(10) == b"x"
+    with pytest.raises(ConnectionAbortedError):
+        listener.accept(0)
 
 
 def test_a_full_listener_refuses() -> None:

@@ -175,6 +175,9 @@ IDENTITIES: dict[str, dict[str, Any]] = {
     "a configuration that is a number": {"user_data": b'{"eth_addr":"%b","config":7}' % WALLET.encode()},
     "a configuration of another size": {"user_data": b'{"eth_addr":"%b","config":"00"}' % WALLET.encode()},
     "a configuration that is not hex": {"user_data": encode_statement(WALLET, CONFIG_DIGEST).replace(b"00", b"zz")},
+    "a configuration with spaces in its hex": {
+        "user_data": encode_statement(WALLET, CONFIG_DIGEST).replace(b'"0001', b'" 00 01')
+    },
     "another configuration than PCR16's": {"user_data": encode_statement(WALLET, bytes(48))},
     "a configuration without PCR16": {"pcrs": PCRS},
     "a configuration in PCR16 as it is": {"pcrs": PCRS | {16: CONFIG_DIGEST}},
