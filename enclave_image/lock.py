@@ -17,7 +17,16 @@ from enclave_image.errors import LockError, MalformedError
 from enclave_image.manifest import path_order
 
 FORMAT: Final = 1
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+# Names and versions become arguments of apt and pip, and parts of paths: what could be an option or a way out is none.
+_FORMS: Final = {
+    "sha256": re.compile(r"[0-9a-f]{64}"),
+    "inrelease_sha256": re.compile(r"[0-9a-f]{64}"),
+    "name": re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}"),
+    "version": re.compile(r"[0-9][0-9A-Za-z.+:~-]{0,127}"),
+    "architecture": re.compile(r"[a-z0-9]{2,16}"),
+    "file_name": re.compile(r"[A-Za-z0-9][A-Za-z0-9._!+-]{1,254}\.whl"),
+}
+_WORDS: Final = {"sha256": "64 hexadecimal digits", "inrelease_sha256": "64 hexadecimal digits"}
 
 # Which files of the source tree an image is made from; everything else there does not reach it.
 SOURCE_SUFFIXES: Final = {
@@ -125,8 +134,10 @@ def _row(value: object, names: tuple[str, ...], what: str) -> list[str]:
         size = name == "size_bytes"
         if not isinstance(held, int if size else str) or isinstance(held, bool):
             raise MalformedError(f"the lock has {what} whose {name} has the wrong type")
-        if name.endswith("sha256") and not _SHA256.fullmatch(str(held)):
-            raise MalformedError(f"the lock has {what} whose {name} is not 64 hexadecimal digits")
+        if isinstance(held, int) and held <= 0:
+            raise MalformedError(f"the lock has {what} whose {name} is not above 0")
+        if name in _FORMS and not _FORMS[name].fullmatch(str(held)):
+            raise MalformedError(f"the lock has {what} whose {name} is not {_WORDS.get(name, 'one')}")
         row.append(str(held))
     return row
 
@@ -166,7 +177,7 @@ def parse_lock(text: str) -> Lock:
         wheels.append(LockedWheel(_use(use), file_name, int(size), digest))
     trees = value["trees"]
     if not isinstance(trees, dict) or not all(
-        isinstance(held, str) and _SHA256.fullmatch(held) for held in trees.values()
+        isinstance(held, str) and _FORMS["sha256"].fullmatch(held) for held in trees.values()
     ):
         raise MalformedError("the lock's trees are not names with SHA-256")
     for what, keys in (
