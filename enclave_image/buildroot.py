@@ -41,7 +41,8 @@ exec chroot "$root" /usr/bin/env -i -C /build "$@"
 """
 # A new name space starts with the builder's host name. 170 is sethostname of x86-64, which only perl can call here.
 _NAME_HOST: Final = f"""
-syscall(170, "{HOST_NAME}", {len(HOST_NAME)}) == 0 or die "sethostname: $!";
+my $name = "{HOST_NAME}";
+syscall(170, $name, length $name) == 0 or die "sethostname: $!";
 exec {{ $ARGV[0] }} @ARGV or die "$ARGV[0]: $!";
 """
 
@@ -184,7 +185,8 @@ class BuildRoot:
         full = [
             "unshare", "--user", "--map-root-user", "--mount", "--net", "--uts", "--ipc",
             "sh", "-c", _ENTER, "sh", str(self._root), str(self.work),
-            *(f"{name}={value}" for name, value in values.items()), "/usr/bin/perl", "-e", _NAME_HOST, *command,
+            "/usr/bin/perl", "-e", _NAME_HOST,
+            "/usr/bin/env", *(f"{name}={value}" for name, value in values.items()), *command,
         ]  # fmt: skip
         lines: deque[str] = deque(maxlen=_LINES_KEPT)
         try:

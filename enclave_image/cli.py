@@ -18,7 +18,7 @@ from enclave_image.describe import describe_eif, printable
 from enclave_image.eif import SectionType, load_eif, parse_eif
 from enclave_image.errors import ImageError
 from enclave_image.fetch import Cache, fetch_locked
-from enclave_image.lock import Lock, changes, encode_lock, load_lock
+from enclave_image.lock import LOCK_SOURCES, Lock, changes, encode_lock, load_lock
 from enclave_image.recipe import Recipe, load_recipe
 from enclave_image.resolve import lock_sources, resolve_lock
 from enclave_image.verify import verify_rebuilt
@@ -117,6 +117,9 @@ def lock(cache: Path, lock_file: Path, sources_only: bool, check: bool) -> None:
         click.echo(sentence)
     click.echo(f"{len(changed)} inputs changed" if changed else "nothing changed", err=True)
     if check:
+        if changed:
+            command = LOCK_SOURCES if sources_only else "nova-kms image lock"
+            click.echo(f"{lock_file.name} is out of date: run `{command}`, read the change and commit it", err=True)
         raise SystemExit(bool(changed))
     if changed:
         lock_file.parent.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,7 @@ SOURCE_SUFFIXES: Final = {
     "enclave_image": (".py", ".toml", ".config"),
 }
 SOURCE_FILES: Final = ("setup.py",)
+LOCK_SOURCES: Final = "nova-kms image lock --sources-only"
 
 
 class Use(StrEnum):
@@ -152,9 +153,14 @@ def _use(text: str) -> Use:
 def parse_lock(text: str) -> Lock:
     """The lock in `text`.
 
-    Errors: `MalformedError` for another format, members that are missing, unknown or of the wrong type, and inputs that
-    appear twice.
+    Errors: `MalformedError` for another format, members that are missing, unknown or of the wrong type, inputs that
+    appear twice, and for a lock in the middle of a merge.
     """
+    if re.search(r"(?m)^(?:<{7}|>{7}) ", text):
+        raise MalformedError(
+            "the lock has the marks of a merge conflict: take one side with `git checkout --ours "
+            f"enclave_image/image.lock`, then run `{LOCK_SOURCES}`"
+        )
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -263,5 +269,5 @@ def check_trees(lock: Lock, sources: Mapping[str, Mapping[str, bytes]]) -> None:
         if expected != found:
             raise LockError(
                 f"the source tree {name} is not the locked one: expected {expected}, found {found}. "
-                "Lock it with `nova-kms image lock --sources-only`, or build what is there with `--unlocked-sources`"
+                f"Lock it with `{LOCK_SOURCES}`, or build what is there with `--unlocked-sources`"
             )

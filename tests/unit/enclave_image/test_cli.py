@@ -95,6 +95,7 @@ def test_locking_the_sources_needs_no_network_and_shows_what_changed(lock_file):
     before = lock_file.read_text()
     checked = run("lock", "--sources-only", "--check")
     assert checked.exit_code == 1
+    assert "image.lock is out of date: run `nova-kms image lock --sources-only`" in checked.stderr
     assert lock_file.read_text() == before
     result = run("lock", "--sources-only")
     assert result.exit_code == 0

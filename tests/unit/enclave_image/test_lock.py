@@ -75,6 +75,12 @@ def test_a_lock_in_another_form_is_refused(text):
         parse_lock(text)
 
 
+def test_a_lock_in_the_middle_of_a_merge_says_how_to_end_it():
+    conflict = TEXT.replace('    "kmscore"', '<<<<<<< HEAD\n    "kmscore"') + ">>>>>>> other\n"
+    with pytest.raises(MalformedError, match=r"git checkout --ours .* `nova-kms image lock --sources-only`"):
+        parse_lock(conflict)
+
+
 def test_a_missing_lock_says_how_to_make_one(tmp_path):
     with pytest.raises(LockError, match="nova-kms image lock"):
         load_lock(tmp_path / "image.lock")
