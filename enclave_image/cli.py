@@ -93,7 +93,26 @@ def progress() -> Callable[[str], None]:
     return say
 
 
-@click.group(cls=ImageGroup)
+def counted(count: int, noun: str) -> str:
+    """A number with its noun, such as `2 differences`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+@click.group(
+    cls=ImageGroup,
+    epilog="""\b
+From nothing to an image:
+  nova-kms image fetch
+  nova-kms image build --out dist/image
+
+\b
+Somebody else's image:
+  nova-kms image describe theirs.eif
+  nova-kms image compare theirs.eif dist/image/nova-kms.eif
+  nova-kms image verify theirs.eif
+
+docs/image.md explains all of it.""",
+)
 def image() -> None:
     """Build, explain and verify the enclave image (an EIF file)."""
 
@@ -115,7 +134,7 @@ def lock(cache: Path, lock_file: Path, sources_only: bool, check: bool) -> None:
     changed = changes(before, after)
     for sentence in changed:
         click.echo(sentence)
-    click.echo(f"{len(changed)} inputs changed" if changed else "nothing changed", err=True)
+    click.echo(counted(len(changed), "change") if changed else "nothing changed", err=True)
     if check:
         if changed:
             command = LOCK_SOURCES if sources_only else "nova-kms image lock"
@@ -257,7 +276,7 @@ def compare(first: Path, second: Path) -> None:
         click.echo(str(difference))
     if differences:
         click.echo(compare_registers(*data))
-    click.echo(f"{len(differences)} differences" if differences else "the same bytes", err=True)
+    click.echo(counted(len(differences), "difference") if differences else "the same bytes", err=True)
     raise SystemExit(bool(differences))
 
 

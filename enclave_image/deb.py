@@ -100,7 +100,8 @@ def tar_entries(data: bytes) -> Iterator[DebEntry]:
     """
     contents: dict[str, DebEntry] = {}
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+        # With the encoding named: the default is that of the machine's locale.
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:", encoding="utf-8") as archive:
             for member in archive:
                 path = posixpath.normpath(member.name)
                 if path == ".":

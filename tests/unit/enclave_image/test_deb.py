@@ -4,7 +4,10 @@ import bz2
 import gzip
 import io
 import lzma
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -40,6 +43,7 @@ def ar(*members: tuple[str, bytes]) -> bytes:
     return b"".join(parts)
 
 
+CHECKOUT = Path(__file__).parents[3]
 CONTROL = tar((member("./control"), b"Package: tool\nVersion: 1.2-3\nDescription: a tool\n more words\n"))
 
 
@@ -78,6 +82,24 @@ def sparse() -> bytes:
     header[148:156] = b" " * 8
     header[148:156] = f"{sum(header):06o}\0 ".encode()
     return bytes(header) + bytes(1024)
+
+
+READ_NAME = """
+import sys
+from enclave_image.deb import read_deb
+print(ascii(read_deb(sys.stdin.buffer.read()).entries[0].path))
+"""
+
+
+def test_names_are_utf_8_whatever_the_locale():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8") as archive:
+        archive.addfile(member("./Főtanúsítvány"))
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(CHECKOUT)}
+    command = [sys.executable, "-c", READ_NAME]
+    done = subprocess.run(command, env=ascii_only, input=deb(buffer.getvalue()), capture_output=True)
+    assert done.stderr == b""
+    assert done.stdout.decode().strip() == ascii("Főtanúsítvány")
 
 
 EMPTY = tar()
