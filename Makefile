@@ -11,7 +11,7 @@ IMAGE_ARGS ?=
 
 EXTENSION_SOURCES := setup.py pyproject.toml $(wildcard kmscore/*.pyx kmscore/*.pxd kmscore/_ffi/*.pxd)
 
-.PHONY: help setup run test lint bench contracts image devnet-image run-image test-image clean
+.PHONY: help setup run test lint bench contracts image devnet-image run-image test-image lock-sources clean
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 18
 
@@ -42,6 +42,9 @@ run-image: devnet-image  ## run a cluster with one node from the image, in the e
 
 test-image: image devnet-image  ## run the tests that build and boot images (TEST_ARGS go to pytest)
 	$(BIN)/pytest -m image $(TEST_ARGS)
+
+lock-sources:  ## lock the project's own sources anew for the image; no network, seconds
+	$(BIN)/nova-kms image lock --sources-only
 
 bench: setup  ## run the microbenchmarks of the hot paths
 	$(BIN)/pytest bench/micro --benchmark-enable --benchmark-only -p no:xdist $(TEST_ARGS)

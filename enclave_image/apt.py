@@ -35,7 +35,14 @@ class ArchivePackage:
 def _run(command: Sequence[str], environment: dict[str, str] | None = None, directory: Path | None = None) -> str:
     try:
         done = subprocess.run(  # noqa: S603 -- constant program names, arguments from the lock
-            command, env=environment, cwd=directory, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
+            command,
+            env=environment,
+            cwd=directory,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=_TIMEOUT_S,
         )
     except FileNotFoundError as error:
         raise StepError(f"{command[0]} is missing: fetching and locking need a Debian machine or container") from error

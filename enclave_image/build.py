@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Final
 
 from enclave_image import build_ext, kernel, lint
+from enclave_image.agree import check_recipe
 from enclave_image.buildroot import BuildRoot, prepare_root, root_key
 from enclave_image.cpio import encode_cpio
 from enclave_image.eif import Eif, Section, SectionType, encode_eif
-from enclave_image.errors import LockError, MalformedError, StepError
+from enclave_image.errors import MalformedError, StepError
 from enclave_image.fetch import Cache
 from enclave_image.lock import SOURCE_SUFFIXES, Lock, Use, check_trees, encode_lock, read_sources, tree_digest
 from enclave_image.measure import Measurements, measure_eif
@@ -29,7 +30,6 @@ from enclave_image.sbom import encode_sbom
 
 EIF_FILE: Final = "nova-kms.eif"
 MEASUREMENTS_FILE: Final = "measurements.json"
-_PYTHON_PACKAGES: Final = ("python3.13-minimal", "libpython3.13-minimal", "libpython3.13-stdlib", "libc6")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,27 +91,31 @@ def project_version(sources: Mapping[str, bytes]) -> str:
     return match[1].decode()
 
 
-def check_interpreter(lock: Lock) -> None:
-    """Check that the interpreter that makes byte code is the very one that runs it.
+def check_size(size_bytes: int, limit_bytes: int) -> None:
+    """Check that an EIF of this size is allowed.
 
-    Errors: `LockError` naming the package with two versions.
+    Errors: `StepError` with both sizes and what to do.
     """
-    runtime = {deb.name: deb for deb in lock.debs_for(Use.RUNTIME)}
-    build = {deb.name: deb for deb in lock.debs_for(Use.BUILD)}
-    for name in _PYTHON_PACKAGES:
-        if name not in runtime or name not in build or runtime[name].sha256 != build[name].sha256:
-            raise LockError(f"the lock has different packages {name} for the build and for the image: lock anew")
+    if size_bytes > limit_bytes:
+        raise StepError(
+            f"the image has {size_bytes} bytes ({size_bytes / 1e6:.1f} MB), at most {limit_bytes} are allowed: prune "
+            "more in the recipe (the manifests of the last build list every file with its size)"
+        )
 
 
 def _leaks(place: BuildPlace) -> list[str]:
-    """Names of the build machine that must not occur in any file of the image."""
-    paths = [place.checkout, place.store, place.scratch, Path.home()]
-    return [os.uname().nodename, *(str(path) for path in paths if len(path.parts) > 2)]
+    """Paths of the build machine that must not occur in any file of the image.
+
+    Not its host name and not the home directory: those of many machines are words that the inputs have anyway
+    (`debian`, `localhost`), and the build root knows neither.
+    """
+    return [str(path) for path in (place.checkout, place.store, place.scratch) if len(path.parts) > 2]
 
 
-def _kernel(recipe: Recipe, lock: Lock, place: BuildPlace, root: Path, say: Callable[[str], None]) -> kernel.Kernel:
+def _kernel(
+    recipe: Recipe, lock: Lock, place: BuildPlace, root: Path, fragment: bytes, say: Callable[[str], None]
+) -> kernel.Kernel:
     (source,) = lock.debs_for(Use.KERNEL)
-    fragment = (place.checkout / "enclave_image" / recipe.kernel_config).read_bytes()
     key = kernel.kernel_key(source.sha256, fragment, root_key(lock.debs_for(Use.BUILD)), recipe.epoch_s)
     if place.reuse_kernel and (held := kernel.load_cached(place.store, key)) is not None:
         say(f"kernel {held.version.split(' ', 1)[0]} from the cache")
@@ -160,13 +164,15 @@ def build_image(
     sources = {tree: read_sources(place.checkout, tree) for tree in SOURCE_SUFFIXES}
     if not unlocked_sources:
         check_trees(lock, sources)
-    check_interpreter(lock)
+    requirements = (place.checkout / name for name in (recipe.runtime_requirements, recipe.build_requirements))
+    check_recipe(recipe, lock, *(path.read_text(encoding="utf-8") for path in requirements))
     place.scratch.mkdir(parents=True, exist_ok=True)
     place.store.mkdir(parents=True, exist_ok=True)
 
     say("build root from the locked packages")
     root = prepare_root(lock.debs_for(Use.BUILD), place.cache, place.store)
-    built_kernel = _kernel(recipe, lock, place, root, say)
+    fragment = sources["enclave_image"][f"enclave_image/{recipe.kernel_config}"]
+    built_kernel = _kernel(recipe, lock, place, root, fragment, say)
     with tempfile.TemporaryDirectory(prefix="image-", dir=place.scratch) as work:
         build_root = BuildRoot(root, Path(work), recipe.epoch_s)
         say("compiling the core's extensions")
@@ -207,11 +213,7 @@ def build_image(
         default_cpus=recipe.default_cpus,
     )
     encoded = encode_eif(eif)
-    if len(encoded) > recipe.max_eif_bytes:
-        raise StepError(
-            f"the image has {len(encoded)} bytes, at most {recipe.max_eif_bytes} are allowed: prune more in the recipe "
-            "(the manifests list every file with its size)"
-        )
+    check_size(len(encoded), recipe.max_eif_bytes)
     measured = measure_eif(eif)
     eif_sha256 = hashlib.sha256(encoded).hexdigest()
     lock_text = encode_lock(lock)
@@ -246,14 +248,18 @@ def source_revision(checkout: Path) -> str:
     """
     git = checkout / ".git"
     try:
+        if git.is_file():  # a further work tree: its own directory has HEAD and says where the references are
+            git = checkout / git.read_text(encoding="utf-8").strip().removeprefix("gitdir: ")
+        common = git / "commondir"
+        shared = git / common.read_text(encoding="utf-8").strip() if common.is_file() else git
         head = (git / "HEAD").read_text(encoding="ascii").strip()
         if not head.startswith("ref: "):
             return head
         name = head.removeprefix("ref: ")
-        loose = git / name
+        loose = shared / name
         if loose.is_file():
             return loose.read_text(encoding="ascii").strip()
-        packed = (git / "packed-refs").read_text(encoding="ascii")
+        packed = (shared / "packed-refs").read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):
         return ""
     match = re.search(rf"^([0-9a-f]{{40,64}}) {re.escape(name)}$", packed, re.MULTILINE)

@@ -1,14 +1,14 @@
 """A build root made of locked packages, and commands inside it: no network, read-only but for the work directory.
 
 The root is unpacked without maintainer scripts and entered with user, mount, network and host-name name spaces, so
-that neither the builder's privileges nor its tools, paths or environment reach what is built. Inside, work happens in
-`/build`.
+that neither the builder's privileges nor its tools, paths, names or environment reach what is built. Inside, work
+happens in `/build` on a machine called `enclave`.
 """
 
 import hashlib
 import os
-import shutil
 import subprocess
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +27,7 @@ _MERGED: Final = ("bin", "lib", "lib64", "sbin")
 _LINKS: Final = {"usr/bin/awk": "gawk", "usr/bin/cc": "gcc", "usr/bin/python3": "python3.13"}
 _LINES_KEPT: Final = 60
 _LAYOUT_VERSION: Final = 1  # counts changes of this module that make older roots unusable
+HOST_NAME: Final = "enclave"
 
 _ENTER: Final = """
 set -eu
@@ -37,6 +38,12 @@ mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 for node in full null random urandom zero; do mount --bind "/dev/$node" "$root/dev/$node"; done
 mount -o remount,bind,ro "$root"
 exec chroot "$root" /usr/bin/env -i -C /build "$@"
+"""
+# A new name space starts with the builder's host name. 170 is sethostname of x86-64, which only perl can call here.
+_NAME_HOST: Final = f"""
+my $name = "{HOST_NAME}";
+syscall(170, $name, length $name) == 0 or die "sethostname: $!";
+exec {{ $ARGV[0] }} @ARGV or die "$ARGV[0]: $!";
 """
 
 
@@ -79,17 +86,59 @@ def root_key(debs: Iterable[LockedDeb]) -> str:
     return hashlib.sha256(f"{_LAYOUT_VERSION}\n{''.join(lines)}".encode()).hexdigest()
 
 
-def prepare_root(debs: Sequence[LockedDeb], cache: Cache, directory: Path) -> Path:
-    """A build root of these packages below `directory`, unpacked unless it is there already.
+def tree_seal(root: Path) -> str:
+    """SHA-256 over every path below `root`: its kind, whether it is executable, and its contents or target."""
+    lines = []
+    for directory, names, files in os.walk(root):
+        for name in [*names, *files]:
+            path = Path(directory, name)
+            shown = path.relative_to(root).as_posix()
+            if path.is_symlink():
+                lines.append(f"link {path.readlink()} {shown}\n")
+            elif path.is_dir():
+                lines.append(f"dir {shown}\n")
+            else:
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                lines.append(f"file {digest} {path.stat().st_mode & 0o111:03o} {shown}\n")
+    return hashlib.sha256("".join(sorted(lines)).encode("utf-8", "surrogateescape")).hexdigest()
 
-    Errors: `LockError` for a package that is missing or has another hash, `MalformedError` for one that is broken.
+
+def _is_whole(root: Path, seal: Path) -> bool:
+    """Whether the root is as it was unpacked: a clean-up, an editor or a full disk may have been there since."""
+    try:
+        return root.is_dir() and seal.read_text(encoding="ascii") == tree_seal(root)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def prepare_root(debs: Sequence[LockedDeb], cache: Cache, directory: Path) -> Path:
+    """A build root of these packages below `directory`, unpacked unless it is there already and unchanged.
+
+    Errors: `LockError` for a package that is missing or has another hash, `MalformedError` for one that is broken,
+    `StepError` when another build unpacks the same root at this moment and fails.
     """
     root = directory / f"root-{root_key(debs)[:16]}"
-    if root.is_dir():
+    seal = directory / f"{root.name}.sha256"
+    if _is_whole(root, seal):
         return root
-    partial = directory / f".{root.name}.{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    kinds: dict[str, EntryType] = {}
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=directory) as temporary:
+        partial = Path(temporary) / "root"
+        _unpack_root(debs, cache, partial)
+        found = tree_seal(partial)
+        if root.exists():
+            root.rename(Path(temporary) / "damaged")
+        try:
+            partial.rename(root)
+        except OSError as error:  # another build was faster
+            if not _is_whole(root, seal):
+                raise StepError(f"another build is unpacking {root}: try again when it is done") from error
+            return root
+        seal.write_text(found, encoding="ascii")
+    return root
+
+
+def _unpack_root(debs: Sequence[LockedDeb], cache: Cache, partial: Path) -> None:
+    kinds = dict.fromkeys(("build", "tmp", "dev", "usr", *(f"usr/{name}" for name in _MERGED)), EntryType.DIRECTORY)
     for name in ("build", "tmp", "dev"):
         (partial / name).mkdir(parents=True)
     for name in _MERGED:
@@ -104,8 +153,6 @@ def prepare_root(debs: Sequence[LockedDeb], cache: Cache, directory: Path) -> Pa
     for name in _DEVICES:
         (partial / "dev" / name).touch()
     (partial / "dev/fd").symlink_to("/proc/self/fd")
-    partial.rename(root)
-    return root
 
 
 class BuildRoot:
@@ -138,7 +185,8 @@ class BuildRoot:
         full = [
             "unshare", "--user", "--map-root-user", "--mount", "--net", "--uts", "--ipc",
             "sh", "-c", _ENTER, "sh", str(self._root), str(self.work),
-            *(f"{name}={value}" for name, value in values.items()), *command,
+            "/usr/bin/perl", "-e", _NAME_HOST,
+            "/usr/bin/env", *(f"{name}={value}" for name, value in values.items()), *command,
         ]  # fmt: skip
         lines: deque[str] = deque(maxlen=_LINES_KEPT)
         try:

@@ -13,12 +13,12 @@ import click
 
 from enclave_image.apt import AptRoot
 from enclave_image.build import EIF_FILE, BuildPlace, Image, build_image, source_revision
-from enclave_image.compare import compare_eif
-from enclave_image.describe import describe_eif
-from enclave_image.eif import parse_eif
+from enclave_image.compare import compare_eif, compare_registers
+from enclave_image.describe import describe_eif, printable
+from enclave_image.eif import SectionType, load_eif, parse_eif
 from enclave_image.errors import ImageError
 from enclave_image.fetch import Cache, fetch_locked
-from enclave_image.lock import Lock, changes, encode_lock, load_lock
+from enclave_image.lock import LOCK_SOURCES, Lock, changes, encode_lock, load_lock
 from enclave_image.recipe import Recipe, load_recipe
 from enclave_image.resolve import lock_sources, resolve_lock
 from enclave_image.verify import verify_rebuilt
@@ -36,7 +36,15 @@ cache_option = click.option(
     envvar="NOVA_KMS_IMAGE_CACHE",
     default=lambda: Path.home() / ".cache/nova-kms/image",
     show_default="~/.cache/nova-kms/image",
-    help="Where fetched inputs, build roots and kernels lie; may be a copy of somebody else's.",
+    help="Where fetched inputs lie, each named by its hash and checked; may be a copy of somebody else's.",
+)
+store_option = click.option(
+    "--store",
+    type=DIRECTORY,
+    envvar="NOVA_KMS_IMAGE_STORE",
+    default=lambda: Path.home() / ".cache/nova-kms/image/built",
+    show_default="~/.cache/nova-kms/image/built",
+    help="Where this machine keeps the build root and kernels that it made; believed, so never somebody else's.",
 )
 lock_option = click.option(
     "--lock",
@@ -58,7 +66,9 @@ config_option = click.option(
     help="The measured configuration of the application; another file gives another PCR2.",
 )
 unlocked_option = click.option(
-    "--unlocked-sources", is_flag=True, help="Take the project's sources as they are, also when the lock has others."
+    "--unlocked-sources",
+    is_flag=True,
+    help="Take the project's sources as they are, also when the lock has others; the measurements say so.",
 )
 
 
@@ -83,7 +93,26 @@ def progress() -> Callable[[str], None]:
     return say
 
 
-@click.group(cls=ImageGroup)
+def counted(count: int, noun: str) -> str:
+    """A number with its noun, such as `2 differences`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+@click.group(
+    cls=ImageGroup,
+    epilog="""\b
+From nothing to an image:
+  nova-kms image fetch
+  nova-kms image build --out dist/image
+
+\b
+Somebody else's image:
+  nova-kms image describe theirs.eif
+  nova-kms image compare theirs.eif dist/image/nova-kms.eif
+  nova-kms image verify theirs.eif
+
+docs/image.md explains all of it.""",
+)
 def image() -> None:
     """Build, explain and verify the enclave image (an EIF file)."""
 
@@ -105,8 +134,11 @@ def lock(cache: Path, lock_file: Path, sources_only: bool, check: bool) -> None:
     changed = changes(before, after)
     for sentence in changed:
         click.echo(sentence)
-    click.echo(f"{len(changed)} inputs changed" if changed else "nothing changed", err=True)
+    click.echo(counted(len(changed), "change") if changed else "nothing changed", err=True)
     if check:
+        if changed:
+            command = LOCK_SOURCES if sources_only else "nova-kms image lock"
+            click.echo(f"{lock_file.name} is out of date: run `{command}`, read the change and commit it", err=True)
         raise SystemExit(bool(changed))
     if changed:
         lock_file.parent.mkdir(parents=True, exist_ok=True)
@@ -135,6 +167,7 @@ def _scratch(keep: Path | None) -> AbstractContextManager[str]:
 def _build(
     recipe: Recipe,
     cache: Path,
+    store: Path | None,
     jobs: int,
     config: Path,
     lock_file: Path,
@@ -144,7 +177,9 @@ def _build(
     scratch: Path | None,
 ) -> Image:
     with _scratch(scratch) as directory:
-        place = BuildPlace(CHECKOUT, Cache(cache), cache / "built", Path(directory), jobs, reuse_kernel)
+        place = BuildPlace(
+            CHECKOUT, Cache(cache), store or Path(directory) / "store", Path(directory), jobs, reuse_kernel
+        )
         return build_image(
             recipe,
             load_lock(lock_file),
@@ -166,6 +201,7 @@ def _show_measurements(image_built: Image) -> None:
 @image.command()
 @cache_option
 @lock_option
+@store_option
 @jobs_option
 @config_option
 @unlocked_option
@@ -175,6 +211,7 @@ def _show_measurements(image_built: Image) -> None:
 def build(
     cache: Path,
     lock_file: Path,
+    store: Path,
     jobs: int,
     config: Path,
     unlocked_sources: bool,
@@ -183,9 +220,11 @@ def build(
     no_kernel_cache: bool,
 ) -> None:
     """Build the image from the lock, offline: EIF, measurements, manifests, SBOM."""
+    recipe = load_recipe()
     built = _build(
-        load_recipe(),
+        recipe,
         cache,
+        store,
         jobs,
         config,
         lock_file,
@@ -195,7 +234,8 @@ def build(
     )
     built.write(out)
     _show_measurements(built)
-    click.echo(f"{out / EIF_FILE}: {len(built.eif) / 1e6:.1f} MB", err=True)
+    size = f"{len(built.eif) / 1e6:.1f} MB of at most {recipe.max_eif_bytes / 1e6:.1f} MB"
+    click.echo(f"{out / EIF_FILE}: {size}", err=True)
 
 
 @image.command()
@@ -203,7 +243,8 @@ def build(
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
 def describe(eif: Path, as_json: bool) -> None:
     """Say what an EIF holds, also one that was not made here; exit status 1 when it breaks a rule of the format."""
-    description = describe_eif(eif.read_bytes())
+    data = load_eif(eif)
+    description = describe_eif(data)
     if as_json:
         click.echo(json.dumps(description.as_json(), indent=2))
     else:
@@ -213,9 +254,12 @@ def describe(eif: Path, as_json: bool) -> None:
             name = section.kind.name.lower()
             click.echo(f"  {name:9} at {section.offset:>9} {section.size_bytes:>9} bytes  {section.summary}")
         click.echo(f"command line  {description.cmdline}")
+        click.echo(f"metadata  {printable(json.dumps(description.metadata).encode())}")
         for name, value in description.as_json().items():
             if name.startswith("PCR") or name == "code_measurement":
                 click.echo(f"{name}  {value or 'zero: not signed'}")
+        if description.pcr8 is not None:
+            click.echo("PCR8 is that of the certificate in the file; `image verify` checks the signature", err=True)
         for problem in description.problems:
             click.echo(f"problem: {problem}", err=True)
     raise SystemExit(bool(description.problems))
@@ -226,36 +270,50 @@ def describe(eif: Path, as_json: bool) -> None:
 @click.argument("second", type=FILE)
 def compare(first: Path, second: Path) -> None:
     """Explain how two images differ, the first difference first; exit status 1 when they do."""
-    differences = compare_eif(first.read_bytes(), second.read_bytes())
+    data = load_eif(first), load_eif(second)
+    differences = compare_eif(*data)
     for difference in differences:
         click.echo(str(difference))
-    click.echo(f"{len(differences)} differences" if differences else "the same bytes", err=True)
+    if differences:
+        click.echo(compare_registers(*data))
+    click.echo(counted(len(differences), "difference") if differences else "the same bytes", err=True)
     raise SystemExit(bool(differences))
 
 
 @image.command()
 @cache_option
 @lock_option
+@store_option
 @jobs_option
 @config_option
 @unlocked_option
-@click.option("--reuse-kernel", is_flag=True, help="Trust a kernel from the cache instead of compiling it again.")
+@click.option(
+    "--reuse-kernel",
+    is_flag=True,
+    help="Believe the kernel and the build root in --store instead of making them again.",
+)
 @click.argument("eif", type=FILE)
 def verify(
     cache: Path,
     lock_file: Path,
+    store: Path,
     jobs: int,
     config: Path,
     unlocked_sources: bool,
     reuse_kernel: bool,
     eif: Path,
 ) -> None:
-    """Build the image again from the lock and compare: the same bytes, or every difference by name."""
-    given = eif.read_bytes()
-    parse_eif(given)  # before minutes of building
+    """Build the image again from the lock and compare: the same bytes, or every difference by name.
+
+    A signature on the image is checked with the certificate beside it and then taken off; whose certificate that is
+    shows in PCR8.
+    """
+    given = load_eif(eif)
+    pcr8 = _checked_pcr8(given)  # before minutes of building
     rebuilt = _build(
         load_recipe(),
         cache,
+        store if reuse_kernel else None,
         jobs,
         config,
         lock_file,
@@ -265,7 +323,18 @@ def verify(
     )
     verified = verify_rebuilt(given, rebuilt)
     _show_measurements(verified.rebuilt)
+    if pcr8 is not None:
+        click.echo(f"PCR8  {pcr8.hex()}")
     click.echo(f"{eif} is the image of this lock{', with a signature' if verified.signed else ''}", err=True)
+
+
+def _checked_pcr8(data: bytes) -> bytes | None:
+    """PCR8 of a signed image, None of an unsigned one; a signature that does not verify is an error."""
+    if parse_eif(data).first(SectionType.SIGNATURE) is None:
+        return None
+    from enclave_image.sign import verify_signed_eif  # only signatures need `cryptography`
+
+    return verify_signed_eif(data)
 
 
 @image.command()
@@ -275,8 +344,8 @@ def verify(
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The signed image.")
 def sign(eif: Path, key: Path, certificate: Path, out: Path) -> None:
     """Sign an image with a local key (PCR8); the unsigned bytes stay recoverable."""
-    from enclave_image.sign import load_signing_key, sign_eif, verify_signed_eif  # only signing needs `cryptography`
+    from enclave_image.sign import load_signing_key, sign_eif, verify_signed_eif  # only signatures need `cryptography`
 
-    signed = sign_eif(eif.read_bytes(), load_signing_key(key.read_bytes()), certificate.read_bytes(), datetime.now(UTC))
+    signed = sign_eif(load_eif(eif), load_signing_key(key.read_bytes()), certificate.read_bytes(), datetime.now(UTC))
     out.write_bytes(signed)
     click.echo(f"PCR8  {verify_signed_eif(signed).hex()}")

@@ -11,8 +11,11 @@ from enclave_image.cpio import CpioRecord, read_cpio
 from enclave_image.describe import printable
 from enclave_image.eif import Eif, SectionType, read_eif
 from enclave_image.errors import MalformedError
+from enclave_image.measure import measure_eif
+from enclave_image.metadata import read_metadata
 
-_LINES_SHOWN: Final = 160
+_CHARACTERS_SHOWN: Final = 160
+_CHARACTERS_BEFORE: Final = 40  # of them, those that are still the same
 _TYPE_NAMES: Final = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "directory",
@@ -50,9 +53,9 @@ def first_difference(left: bytes, right: bytes) -> str:
     sizes = "" if len(left) == len(right) else f", {len(left)} against {len(right)} bytes"
     if b"\0" not in left and b"\0" not in right:
         line = left.count(b"\n", 0, low) + 1
-        shown = [
-            printable(data[data.rfind(b"\n", 0, low) + 1 :].split(b"\n", 1)[0])[:_LINES_SHOWN] for data in (left, right)
-        ]
+        # A long line is shown from shortly before the place where the two part.
+        start = max(left.rfind(b"\n", 0, low) + 1, low - _CHARACTERS_BEFORE)
+        shown = [printable(data[start : start + _CHARACTERS_SHOWN].split(b"\n", 1)[0]) for data in (left, right)]
         return f"contents differ from line {line}: {shown[0]!r} against {shown[1]!r}{sizes}"
     around = [data[low : low + 8].hex() or "the end" for data in (left, right)]
     return f"contents differ from offset {low}: {around[0]} against {around[1]}{sizes}"
@@ -61,7 +64,8 @@ def first_difference(left: bytes, right: bytes) -> str:
 def compare_options(place: str, left: Mapping[str, str], right: Mapping[str, str]) -> Iterator[Difference]:
     """Kernel options that are not the same in both."""
     for name in sorted(left.keys() | right.keys()):
-        yield from _values(place, name, left.get(name, "absent"), right.get(name, "absent"))
+        values = [printable(options.get(name, "absent").encode()) for options in (left, right)]
+        yield from _values(place, name, *values)
 
 
 def _kernel(left: bytes, right: bytes) -> Iterator[Difference]:
@@ -80,8 +84,9 @@ def _kernel(left: bytes, right: bytes) -> Iterator[Difference]:
         for difference in compare_options("kernel option", images[0].options, images[1].options):
             explained = True
             yield difference
-    reason = "" if explained else " with the same version and options: another compiler, source or build time"
-    yield Difference("kernel", first_difference(left, right) + reason)
+    if not explained:
+        reason = "with the same version and options: another compiler, source or build time"
+        yield Difference("kernel", f"{first_difference(left, right)} {reason}")
 
 
 def _cmdline(left: bytes, right: bytes) -> Iterator[Difference]:
@@ -102,8 +107,8 @@ def _metadata(left: bytes, right: bytes) -> Iterator[Difference]:
     if left == right:
         return
     try:
-        values = json.loads(left), json.loads(right)
-    except (ValueError, RecursionError):
+        values = read_metadata(left), read_metadata(right)
+    except MalformedError:
         yield Difference("metadata", first_difference(left, right))
         return
     flat = [dict(_flatten(value)) for value in values]
@@ -119,7 +124,8 @@ def _metadata(left: bytes, right: bytes) -> Iterator[Difference]:
 def _flatten(value: object, name: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for key, held in value.items():
-            yield from _flatten(held, f"{name}.{key}" if name else str(key))
+            shown = printable(str(key).encode("utf-8", "surrogatepass"))
+            yield from _flatten(held, f"{name}.{shown}" if name else shown)
     else:
         yield name or "value", json.dumps(value, sort_keys=True)
 
@@ -163,6 +169,17 @@ def _ramdisk(name: str, left: bytes, right: bytes) -> Iterator[Difference]:
             yield difference
     if not found:
         yield Difference(name, f"the same files, but {first_difference(left, right)}: order, inode numbers or padding")
+
+
+def compare_registers(left: bytes, right: bytes) -> str:
+    """Which of PCR0 to PCR2 are the same in two images: what their differences mean for a verifier.
+
+    Errors: `MalformedError` when one of them is no EIF.
+    """
+    measured = [measure_eif(read_eif(data).eif) for data in (left, right)]
+    pairs = {name: [getattr(found, name.lower()) for found in measured] for name in ("PCR0", "PCR1", "PCR2")}
+    words = [f"{name} {'is the same' if first == second else 'differs'}" for name, (first, second) in pairs.items()]
+    return "registers: " + ", ".join(words)
 
 
 def compare_eif(left: bytes, right: bytes) -> list[Difference]:

@@ -4,6 +4,7 @@ Times are one constant, owners come from the manifest, inode numbers count from 
 and the archive ends on a multiple of 512 bytes so that a second one may follow.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,6 +20,7 @@ MAX_FILE_BYTES: Final = (1 << 32) - 1
 MAX_NAME_BYTES: Final = 4096
 MAX_ENTRIES: Final = 1 << 20
 
+_HEXADECIMAL: Final = re.compile(rb"[0-9a-fA-F]{104}")
 _TYPE_BITS: Final = {
     EntryType.DIRECTORY: 0o040000,
     EntryType.FILE: 0o100000,
@@ -85,7 +87,7 @@ def read_cpio(data: bytes) -> list[CpioRecord]:
         if len(head) < HEADER_BYTES or head[:6] != MAGIC:
             raise MalformedError(f"no newc record at offset {offset} of a {len(data)}-byte archive")
         digits = head[6:]
-        if not all(character in b"0123456789abcdefABCDEF" for character in digits):
+        if not _HEXADECIMAL.fullmatch(digits):
             raise MalformedError(f"the newc record at offset {offset} has a field that is not hexadecimal")
         values = [int(digits[8 * index : 8 * index + 8], 16) for index in range(13)]
         inode, mode, uid, gid, links, mtime_s, size, _, _, major, minor, name_size, _ = values
@@ -104,6 +106,6 @@ def read_cpio(data: bytes) -> list[CpioRecord]:
         path = name[:-1].decode("utf-8", "surrogateescape")
         contents = data[data_start : data_start + size]
         records.append(CpioRecord(path, mode, uid, gid, inode, links, mtime_s, (major, minor), contents))
-    if any(data[offset:]):
+    if data.count(0, offset) != len(data) - offset:
         raise MalformedError(f"bytes other than padding after the trailer at offset {offset}")
     return records

@@ -20,6 +20,7 @@ from enclave_image.manifest import EntryType, is_normal_path
 
 _AR_MAGIC: Final = b"!<arch>\n"
 _AR_HEADER_BYTES: Final = 60
+MAX_UNPACKED_BYTES: Final = 1 << 30  # the largest package, the kernel's source, has 150 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +59,26 @@ def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _unpacked(name: str, data: bytes) -> bytes:
+    stream: lzma.LZMAFile | gzip.GzipFile | bz2.BZ2File
+    match posixpath.splitext(name)[1]:
+        case ".tar":
+            return data
+        case ".xz":
+            stream = lzma.LZMAFile(io.BytesIO(data))  # noqa: SIM115 -- closed below, as its siblings
+        case ".gz":
+            stream = gzip.GzipFile(fileobj=io.BytesIO(data))
+        case ".bz2":
+            stream = bz2.BZ2File(io.BytesIO(data))
+        case _:
+            raise MalformedError(f"the package member {name} is compressed in a way that is not read here")
     try:
-        match posixpath.splitext(name)[1]:
-            case ".tar":
-                return data
-            case ".xz":
-                return lzma.decompress(data)
-            case ".gz":
-                return gzip.decompress(data)
-            case ".bz2":
-                return bz2.decompress(data)
+        with stream:
+            unpacked = stream.read(MAX_UNPACKED_BYTES + 1)
     except (lzma.LZMAError, OSError, EOFError, ValueError, zlib.error) as error:
         raise MalformedError(f"the package member {name} is damaged") from error
-    raise MalformedError(f"the package member {name} is compressed in a way that is not read here")
+    if len(unpacked) > MAX_UNPACKED_BYTES:
+        raise MalformedError(f"the package member {name} unpacks to more than {MAX_UNPACKED_BYTES} bytes")
+    return unpacked
 
 
 def _control_fields(data: bytes) -> dict[str, str]:
@@ -92,7 +100,8 @@ def tar_entries(data: bytes) -> Iterator[DebEntry]:
     """
     contents: dict[str, DebEntry] = {}
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+        # With the encoding named: the default is that of the machine's locale.
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:", encoding="utf-8") as archive:
             for member in archive:
                 path = posixpath.normpath(member.name)
                 if path == ".":
@@ -109,7 +118,7 @@ def tar_entries(data: bytes) -> Iterator[DebEntry]:
                     if original is None:
                         raise MalformedError(f"{path!r} is a hard link to something that is not before it")
                     yield DebEntry(path, EntryType.FILE, original.mode, original.data)
-                elif member.isreg():
+                elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
                     held = archive.extractfile(member)
                     entry = DebEntry(path, EntryType.FILE, mode, held.read() if held is not None else b"")
                     contents[path] = entry

@@ -5,7 +5,6 @@ description, never an exception, once the header is one of an EIF.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +13,7 @@ from enclave_image.cpio import read_cpio
 from enclave_image.eif import EifReading, SectionType, read_eif, strip_signature
 from enclave_image.errors import MalformedError
 from enclave_image.measure import Measurements, measure_eif, pcr8_of_certificate
+from enclave_image.metadata import read_metadata
 from enclave_image.signature import read_signature_section
 
 MAX_SHOWN_CHARACTERS: Final = 4096
@@ -44,7 +44,7 @@ class Description:
     crc32_matches: bool
     sections: tuple[SectionSummary, ...]
     measurements: Measurements
-    pcr8: bytes | None
+    pcr8: bytes | None  # of the certificate in the file; whether the signature is right is checked elsewhere
     cmdline: str
     metadata: object
     problems: tuple[str, ...]
@@ -73,7 +73,7 @@ class Description:
             "PCR1": self.measurements.pcr1.hex(),
             "PCR2": self.measurements.pcr2.hex(),
             "PCR8": None if self.pcr8 is None else self.pcr8.hex(),
-            "code_measurement": self.measurements.code_measurement.hex(),
+            "code_measurement": "0x" + self.measurements.code_measurement.hex(),
             "cmdline": self.cmdline,
             "metadata": self.metadata,
             "problems": list(self.problems),
@@ -101,13 +101,6 @@ def _kernel_summary(data: bytes) -> str:
     return f"{printable(image.version.encode())}; {options}"
 
 
-def _metadata(data: bytes) -> object:
-    try:
-        return json.loads(data.decode())
-    except (ValueError, RecursionError) as error:
-        raise MalformedError("it is not UTF-8 JSON") from error
-
-
 def _summaries(reading: EifReading) -> tuple[list[SectionSummary], list[str]]:
     summaries, problems = [], []
     for index, section in enumerate(reading.eif.sections):
@@ -123,7 +116,7 @@ def _summaries(reading: EifReading) -> tuple[list[SectionSummary], list[str]]:
                     if section.data != section.data.strip() or not section.data.isascii() or b"\0" in section.data:
                         problems.append(f"section {index} (cmdline): white space at an end, or not ASCII")
                 case SectionType.METADATA:
-                    _metadata(section.data)
+                    read_metadata(section.data)
                 case SectionType.SIGNATURE:
                     read_signature_section(section.data)
         except MalformedError as error:
@@ -158,7 +151,7 @@ def describe_eif(data: bytes) -> Description:
     raw_metadata = eif.first(SectionType.METADATA)
     if raw_metadata is not None:
         try:
-            metadata = _metadata(raw_metadata)
+            metadata = read_metadata(raw_metadata)
         except MalformedError:
             metadata = None  # already a problem of its section
     return Description(

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from pathlib import Path
 from typing import Final
 
 from enclave_image.errors import MalformedError
@@ -19,6 +20,7 @@ HEADER_BYTES: Final = 548
 CRC_OFFSET: Final = 544
 SECTION_HEADER_BYTES: Final = 12
 MAX_SIGNATURE_BYTES: Final = 32768  # what the tooling of the platform reads
+MAX_FILE_BYTES: Final = 2 << 30  # what is read of a file here; an enclave needs four times as much memory
 
 FLAG_AARCH64: Final = 1
 DEFAULT_MEMORY_BYTES: Final = 1 << 30  # written by the platform's own tooling, read by nobody
@@ -117,6 +119,21 @@ def encode_eif(eif: Eif) -> bytes:
     for part in body:
         crc32 = zlib.crc32(part, crc32)
     return b"".join([header, crc32.to_bytes(4, "big"), *body])
+
+
+def load_eif(path: Path) -> bytes:
+    """Contents of the file, which starts as an EIF does; nothing else of them is checked.
+
+    Errors: `MalformedError` for another start, before the rest is read, and for more than 2 GiB.
+    """
+    with path.open("rb") as file:
+        head = file.read(HEADER_BYTES)
+        if len(head) < HEADER_BYTES or not head.startswith(MAGIC):
+            read_eif(head)  # says what is wrong
+        data = head + file.read(MAX_FILE_BYTES + 1 - len(head))
+    if len(data) > MAX_FILE_BYTES:
+        raise MalformedError(f"{path} has more than {MAX_FILE_BYTES} bytes: too large to be read here")
+    return data
 
 
 def read_eif(data: bytes) -> EifReading:

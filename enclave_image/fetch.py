@@ -98,7 +98,14 @@ def run_pip(arguments: Sequence[str], directory: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     try:
         done = subprocess.run(  # noqa: S603 -- this interpreter, arguments from the lock
-            command, cwd=directory, env=environment, capture_output=True, text=True, check=False, timeout=PIP_TIMEOUT_S
+            command,
+            cwd=directory,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=PIP_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired as error:
         raise StepError(f"pip did not finish within {PIP_TIMEOUT_S} s") from error

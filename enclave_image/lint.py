@@ -101,7 +101,7 @@ def _contents(entries: Mapping[str, ManifestEntry], path: str, data: bytes, leak
 
 
 def findings(base: Tree, application: Tree, leaks: Sequence[str] = ()) -> tuple[str, ...]:
-    """Every breach of the rules; `leaks` are names and paths of the build machine that no file may hold."""
+    """Every breach of the rules; `leaks` are paths of the build machine that no file may hold."""
     found: list[str] = []
     entries = base.manifest().by_path() | application.manifest().by_path()
     searched = [leak.encode() for leak in sorted(set(leaks)) if len(leak) >= _MIN_LEAK_BYTES]

@@ -17,7 +17,16 @@ from enclave_image.errors import LockError, MalformedError
 from enclave_image.manifest import path_order
 
 FORMAT: Final = 1
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+# Names and versions become arguments of apt and pip, and parts of paths: what could be an option or a way out is none.
+_FORMS: Final = {
+    "sha256": re.compile(r"[0-9a-f]{64}"),
+    "inrelease_sha256": re.compile(r"[0-9a-f]{64}"),
+    "name": re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}"),
+    "version": re.compile(r"[0-9][0-9A-Za-z.+:~-]{0,127}"),
+    "architecture": re.compile(r"[a-z0-9]{2,16}"),
+    "file_name": re.compile(r"[A-Za-z0-9][A-Za-z0-9._!+-]{1,254}\.whl"),
+}
+_WORDS: Final = {"sha256": "64 hexadecimal digits", "inrelease_sha256": "64 hexadecimal digits"}
 
 # Which files of the source tree an image is made from; everything else there does not reach it.
 SOURCE_SUFFIXES: Final = {
@@ -26,6 +35,7 @@ SOURCE_SUFFIXES: Final = {
     "enclave_image": (".py", ".toml", ".config"),
 }
 SOURCE_FILES: Final = ("setup.py",)
+LOCK_SOURCES: Final = "nova-kms image lock --sources-only"
 
 
 class Use(StrEnum):
@@ -125,8 +135,10 @@ def _row(value: object, names: tuple[str, ...], what: str) -> list[str]:
         size = name == "size_bytes"
         if not isinstance(held, int if size else str) or isinstance(held, bool):
             raise MalformedError(f"the lock has {what} whose {name} has the wrong type")
-        if name.endswith("sha256") and not _SHA256.fullmatch(str(held)):
-            raise MalformedError(f"the lock has {what} whose {name} is not 64 hexadecimal digits")
+        if isinstance(held, int) and held <= 0:
+            raise MalformedError(f"the lock has {what} whose {name} is not above 0")
+        if name in _FORMS and not _FORMS[name].fullmatch(str(held)):
+            raise MalformedError(f"the lock has {what} whose {name} is not {_WORDS.get(name, 'one')}")
         row.append(str(held))
     return row
 
@@ -141,9 +153,14 @@ def _use(text: str) -> Use:
 def parse_lock(text: str) -> Lock:
     """The lock in `text`.
 
-    Errors: `MalformedError` for another format, members that are missing, unknown or of the wrong type, and inputs that
-    appear twice.
+    Errors: `MalformedError` for another format, members that are missing, unknown or of the wrong type, inputs that
+    appear twice, and for a lock in the middle of a merge.
     """
+    if re.search(r"(?m)^(?:<{7}|>{7}) ", text):
+        raise MalformedError(
+            "the lock has the marks of a merge conflict: take one side with `git checkout --ours "
+            f"enclave_image/image.lock`, then run `{LOCK_SOURCES}`"
+        )
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -166,7 +183,7 @@ def parse_lock(text: str) -> Lock:
         wheels.append(LockedWheel(_use(use), file_name, int(size), digest))
     trees = value["trees"]
     if not isinstance(trees, dict) or not all(
-        isinstance(held, str) and _SHA256.fullmatch(held) for held in trees.values()
+        isinstance(held, str) and _FORMS["sha256"].fullmatch(held) for held in trees.values()
     ):
         raise MalformedError("the lock's trees are not names with SHA-256")
     for what, keys in (
@@ -252,5 +269,5 @@ def check_trees(lock: Lock, sources: Mapping[str, Mapping[str, bytes]]) -> None:
         if expected != found:
             raise LockError(
                 f"the source tree {name} is not the locked one: expected {expected}, found {found}. "
-                "Lock it with `nova-kms image lock --sources-only`, or build what is there with `--unlocked-sources`"
+                f"Lock it with `{LOCK_SOURCES}`, or build what is there with `--unlocked-sources`"
             )

@@ -4,12 +4,11 @@ The only step, besides fetching, that talks to a network. What it finds is shown
 there.
 """
 
-import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
+from enclave_image.agree import requirement_blocks
 from enclave_image.apt import AptRoot
 from enclave_image.errors import LockError
 from enclave_image.fetch import Cache, download_wheels
@@ -25,20 +24,6 @@ from enclave_image.lock import (
 )
 from enclave_image.recipe import Recipe
 from enclave_image.wheel import normal_name
-
-_REQUIREMENT: Final = re.compile(r"(?m)^([A-Za-z0-9._-]+)==(?:[^\n]*\\\n)*[^\n]*\n")
-
-
-def requirement_blocks(text: str) -> dict[str, str]:
-    """Pinned requirements of a requirement lock by name, each with its hashes and markers as written.
-
-    Errors: `LockError` for a requirement without hash.
-    """
-    blocks = {normal_name(match[1]): match[0] for match in _REQUIREMENT.finditer(text)}
-    for name, block in blocks.items():
-        if "--hash=sha256:" not in block:
-            raise LockError(f"{name} has no hash in the requirement lock")
-    return blocks
 
 
 def _resolve_wheels(use: Use, blocks: dict[str, str], cache: Cache, directory: Path) -> list[LockedWheel]:

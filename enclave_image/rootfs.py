@@ -23,6 +23,9 @@ INIT_PACKAGE: Final = "enclave_init"
 APPLICATION_CONFIG: Final = "etc/nova-kms/appliance.toml"
 _SCRIPT: Final = b"#!/usr/bin/python3.13 -IB\nfrom enclave_init.main import main\n\nmain()\n"
 
+# Isolated from everything but the environment: `-I` would ignore the build root's fixed seed of hashes, too.
+COMPILER_OPTIONS: Final = ("-s", "-P", "-B")
+
 # Runs in the build root, under the interpreter of the image, in one process: byte code depends on nothing but its
 # input.
 _COMPILER: Final = """
@@ -135,7 +138,7 @@ def compile_sources(tree: Tree, build_root: BuildRoot) -> None:
         jobs.append({"from": f"{number}.py", "to": f"{number}.pyc", "shown": "/" + path})
     (work / "jobs.json").write_text(json.dumps(jobs), encoding="ascii")
     (work / "compile.py").write_text(_COMPILER, encoding="ascii")
-    build_root.run(["/usr/bin/env", "-C", f"{WORK}/bytecode", "python3.13", "-I", "compile.py"])
+    build_root.run(["/usr/bin/env", "-C", f"{WORK}/bytecode", "python3.13", *COMPILER_OPTIONS, "compile.py"])
     for number, path in enumerate(paths):
         tree.remove(path)
         tree.add_file(f"{path}c", (work / f"{number}.pyc").read_bytes())

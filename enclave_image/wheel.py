@@ -5,6 +5,7 @@ headers.
 """
 
 import io
+import lzma
 import re
 import zipfile
 import zlib
@@ -15,6 +16,7 @@ from enclave_image.errors import MalformedError
 from enclave_image.manifest import is_normal_path, path_order
 
 _FILE_NAME: Final = re.compile(r"([A-Za-z0-9._]+)-([A-Za-z0-9._!+]+)(?:-\d[^-]*)?-([^-]+)-([^-]+)-([^-]+)\.whl")
+MAX_UNPACKED_BYTES: Final = 256 << 20
 _KEPT_METADATA: Final = "METADATA"  # packages read their own version from it
 
 
@@ -63,6 +65,9 @@ def read_wheel(file_name: str, data: bytes) -> Wheel:
     files: dict[str, bytes] = {}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            claimed = sum(member.file_size for member in archive.infolist())
+            if claimed > MAX_UNPACKED_BYTES:  # reading a member stops at the size that it claims
+                raise MalformedError(f"{file_name} unpacks to {claimed} bytes, at most {MAX_UNPACKED_BYTES} are taken")
             for member in archive.infolist():
                 if member.filename.endswith("/"):
                     continue
@@ -76,6 +81,6 @@ def read_wheel(file_name: str, data: bytes) -> Wheel:
                     contents = contents.partition(b"\n\n")[0].rstrip() + b"\n"
                 if files.setdefault(path, contents) != contents:
                     raise MalformedError(f"{file_name} holds {path!r} twice")
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError, OSError) as error:
         raise MalformedError(f"{file_name}: the archive is damaged") from error
     return Wheel(name, version, tuple((path, files[path]) for path in sorted(files, key=path_order)))

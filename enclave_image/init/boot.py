@@ -4,6 +4,7 @@ The order is enclave §2: mounts, secure module, entropy, heartbeat, loopback, c
 """
 
 import errno
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -130,11 +131,16 @@ def receive_parameters(platform: Platform, config: MeasuredConfig) -> dict[str, 
 
 
 def bind_parameters(nsm: Nsm, parameters: dict[str, str]) -> bytes:
-    """Extend the digest of the parameters into PCR16, lock it, check that it is locked, and return the digest."""
+    """Extend the digest of the parameters into PCR16, lock it, check what is locked, and return the digest.
+
+    What must be there is computed here and not taken from the module's answer: a register that held something before,
+    or an extension that went elsewhere, would bind other parameters than those in force.
+    """
     digest = parameters_digest(parameters)
-    value = nsm.extend(CONFIG_PCR, digest)
+    nsm.extend(CONFIG_PCR, digest)
     nsm.lock(CONFIG_PCR)
-    if nsm.pcr(CONFIG_PCR) != (value, True):
+    expected = hashlib.sha384(bytes(PCR_BYTES) + digest).digest()
+    if nsm.pcr(CONFIG_PCR) != (expected, True):
         raise BootError(f"PCR{CONFIG_PCR} is not what it was locked at")
     return digest
 

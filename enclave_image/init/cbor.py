@@ -88,7 +88,7 @@ class _Reader:
                 held: dict[object, object] = {}
                 for _ in self._bounded(size):
                     key = self.value(depth + 1)
-                    if not isinstance(key, int | str) or key in held:
+                    if isinstance(key, bool) or not isinstance(key, int | str) or key in held:
                         raise CborError("a map with a repeated or unexpected key")
                     held[key] = self.value(depth + 1)
                 return held

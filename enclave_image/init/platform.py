@@ -200,8 +200,9 @@ class LinuxPlatform:
             os.setresuid(user, user, user)
             self._check(self._libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
             os.execve(command[0], list(command), dict(environment))  # noqa: S606 -- the measured command, no shell
-        except OSError as error:
-            os.write(2, f"init: {command[0]} does not start: {error.strerror}\n".encode())
+        except (OSError, ValueError) as error:  # the latter for words that no program can be given
+            reason = error.strerror if isinstance(error, OSError) else "not an argument or variable"
+            os.write(2, f"init: {command[0]} does not start: {reason}\n".encode())
         finally:
             os._exit(127)
 

@@ -1,19 +1,25 @@
 """The parts of a build that need no tools: recipe, metadata, revision, SBOM, interpreter, unpacking, verifying."""
 
+import dataclasses
 import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from enclave_image.build import Image, check_interpreter, encode_metadata, project_version, source_revision
-from enclave_image.buildroot import merged, unpack
+from enclave_image.agree import check_recipe
+from enclave_image.build import Image, check_size, encode_metadata, project_version, source_revision
+from enclave_image.buildroot import merged, tree_seal, unpack
 from enclave_image.deb import DebEntry
 from enclave_image.eif import Eif, Section, SectionType, encode_eif
-from enclave_image.errors import LockError, MalformedError
-from enclave_image.lock import Lock, LockedDeb, LockedWheel, Use
+from enclave_image.errors import LockError, MalformedError, StepError
+from enclave_image.lock import Lock, LockedDeb, LockedWheel, Use, load_lock
 from enclave_image.manifest import EntryType
 from enclave_image.measure import measure_eif
 from enclave_image.recipe import RECIPE_FILE, load_recipe, parse_recipe
+from enclave_image.rootfs import COMPILER_OPTIONS
 from enclave_image.sbom import encode_sbom
 from enclave_image.verify import ReproductionError, verify_rebuilt
 
@@ -65,10 +71,20 @@ def test_the_version_is_the_one_that_the_application_states():
         project_version({"appliance/__init__.py": b""})
 
 
-@pytest.mark.parametrize("layout", ["detached", "loose", "packed"])
+@pytest.mark.parametrize("layout", ["detached", "loose", "packed", "work tree"])
 def test_the_revision_is_read_from_the_files_of_git(tmp_path, layout):
     revision = "0123456789abcdef0123456789abcdef01234567"
     git = tmp_path / ".git"
+    if layout == "work tree":
+        own = tmp_path / "main/.git/worktrees/other"
+        own.mkdir(parents=True)
+        git.write_text(f"gitdir: {own}\n")
+        (own / "commondir").write_text("../..\n")
+        (own / "HEAD").write_text("ref: refs/heads/other\n")
+        (tmp_path / "main/.git/refs/heads").mkdir(parents=True)
+        (tmp_path / "main/.git/refs/heads/other").write_text(revision + "\n")
+        assert source_revision(tmp_path) == revision
+        return
     (git / "refs/heads").mkdir(parents=True)
     (git / "HEAD").write_text(revision + "\n" if layout == "detached" else "ref: refs/heads/main\n")
     if layout == "loose":
@@ -86,14 +102,87 @@ def locked(use: Use, name: str, digest: str) -> LockedDeb:
     return LockedDeb(use, name, "1", "amd64", 1, digest)
 
 
-PYTHON = ("python3.13-minimal", "libpython3.13-minimal", "libpython3.13-stdlib", "libc6")
+RECIPE = load_recipe()
+CHECKOUT = Path(__file__).parents[3]
+COMMITTED = load_lock(CHECKOUT / "enclave_image/image.lock")
+REQUIREMENTS = [(CHECKOUT / path).read_text() for path in (RECIPE.runtime_requirements, RECIPE.build_requirements)]
 
 
-def test_byte_code_is_made_by_the_interpreter_that_runs_it():
-    same = tuple(locked(use, name, "a" * 64) for use in (Use.BUILD, Use.RUNTIME) for name in PYTHON)
-    check_interpreter(Lock((), same, (), {}))
-    with pytest.raises(LockError, match="different packages libc6"):
-        check_interpreter(Lock((), (*same[:3], locked(Use.BUILD, "libc6", "b" * 64), *same[4:]), (), {}))
+def test_the_committed_lock_is_what_the_recipe_and_the_requirements_ask_for():
+    check_recipe(RECIPE, COMMITTED, *REQUIREMENTS)
+
+
+def changed_debs(change: Callable[[LockedDeb], LockedDeb | None], *more: LockedDeb) -> Lock:
+    kept = [found for deb in COMMITTED.debs if (found := change(deb)) is not None]
+    return dataclasses.replace(COMMITTED, debs=(*kept, *more))
+
+
+def without(use: Use, name: str) -> Lock:
+    return changed_debs(lambda deb: None if (deb.use, deb.name) == (use, name) else deb)
+
+
+def other_python(deb: LockedDeb) -> LockedDeb:
+    if (deb.use, deb.name) == (Use.BUILD, "libc6"):
+        return dataclasses.replace(deb, sha256="b" * 64)
+    return deb
+
+
+def changed_wheel(start: str, **changes: str) -> Lock:
+    wheels = [dataclasses.replace(w, **changes) if w.file_name.startswith(start) else w for w in COMMITTED.wheels]
+    return dataclasses.replace(COMMITTED, wheels=tuple(wheels))
+
+
+OUT_OF_STEP = {
+    "package missing": (without(Use.RUNTIME, "libssl3t64"), "asks for packages .* libssl3t64: lock anew"),
+    "package too many": (
+        changed_debs(lambda deb: deb, locked(Use.RUNTIME, "dash", "a" * 64)),
+        "has packages that the recipe does not ask for: dash",
+    ),
+    "no kernel": (without(Use.KERNEL, RECIPE.kernel_deb), "asks for kernel sources"),
+    "two kernels": (
+        changed_debs(lambda deb: deb, locked(Use.KERNEL, "linux-source-6.1", "a" * 64)),
+        "kernel sources that the recipe does not ask for: linux-source-6.1",
+    ),
+    "compiler missing": (without(Use.BUILD, "gcc"), "asks for build packages .* gcc"),
+    "another interpreter for the byte code": (changed_debs(other_python), "different packages libc6"),
+    "wheel of another hash": (changed_wheel("web3-", sha256="a" * 64), "web3-.* is not the release that requirements/"),
+    "wheel of another project": (
+        changed_wheel("web3-", file_name="webx-1.0-py3-none-any.whl"),
+        "webx-1.0-py3-none-any.whl is not the release",
+    ),
+    "wheel that the recipe leaves out": (
+        changed_wheel("web3-", file_name="rich-1.0-py3-none-any.whl"),
+        "which the recipe leaves out",
+    ),
+    "build tool missing": (changed_wheel("cython-", use=Use.RUNTIME), "asks for build wheels .* cython"),
+}
+
+
+@pytest.mark.parametrize(("lock", "reason"), OUT_OF_STEP.values(), ids=OUT_OF_STEP)
+def test_a_lock_of_another_recipe_is_refused_with_the_command_that_locks_anew(lock, reason):
+    with pytest.raises(LockError, match=reason) as raised:
+        check_recipe(RECIPE, lock, *REQUIREMENTS)
+    assert "nova-kms image lock" in str(raised.value)
+
+
+def test_a_requirement_that_moved_on_needs_a_new_lock():
+    moved = REQUIREMENTS[0].replace("\nweb3==", "\nweb3==99").replace("--hash=sha256:", "--hash=sha256:0")
+    with pytest.raises(LockError, match=r"is not the release that requirements/runtime\.lock pins"):
+        check_recipe(RECIPE, COMMITTED, moved, REQUIREMENTS[1])
+
+
+def test_an_image_that_is_too_large_is_refused_with_both_sizes():
+    check_size(80_000_000, 80_000_000)
+    with pytest.raises(StepError, match=r"80000001 bytes \(80\.0 MB\), at most 80000000 .* prune more in the recipe"):
+        check_size(80_000_001, 80_000_000)
+
+
+def test_byte_code_is_made_with_the_fixed_seed_of_hashes():
+    code = "import sys; print(sys.flags.hash_randomization, sys.flags.safe_path, sys.flags.no_user_site)"
+    done = subprocess.run(
+        [sys.executable, *COMPILER_OPTIONS, "-c", code], env={"PYTHONHASHSEED": "0"}, capture_output=True, text=True
+    )
+    assert done.stdout == "0 True 1\n"
 
 
 def test_the_sbom_lists_every_input_of_the_image_and_none_of_the_build():
@@ -132,6 +221,31 @@ def test_unpacking_moves_below_usr_and_never_writes_through_a_link(tmp_path):
     with pytest.raises(MalformedError, match="lies below 'etc/link', which is a link"):
         unpack(escape, tmp_path / "root", kinds)
     assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_a_build_root_is_sealed_by_its_paths_modes_targets_and_contents(tmp_path):
+    def root(
+        name: str, *, data: bytes = b"tool", mode: int = 0o755, target: str = "tool", backwards: bool = False
+    ) -> str:
+        made = tmp_path / name
+        (made / "usr/bin").mkdir(parents=True)
+        steps = [
+            lambda: (made / "usr/bin/tool").write_bytes(data),
+            lambda: (made / "usr/bin/alias").symlink_to(target),
+            (made / "empty").mkdir,
+        ]
+        for step in reversed(steps) if backwards else steps:
+            step()
+        (made / "usr/bin/tool").chmod(mode)
+        return tree_seal(made)
+
+    seals = [
+        root("a"), root("b", data=b"TOOL"), root("c", mode=0o644), root("d", target="other"),
+    ]  # fmt: skip
+    assert len(set(seals)) == 4
+    assert root("e", backwards=True) == seals[0]
+    (tmp_path / "e/more").write_bytes(b"")
+    assert tree_seal(tmp_path / "e") != seals[0]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,33 @@ def test_describe_prints_registers_and_problems(images):
     assert described["cmdline"] == "a=1"
 
 
+def test_compare_ends_with_the_registers_that_differ(images):
+    registers = run("compare", *images).stdout.splitlines()[-1]
+    assert registers == "registers: PCR0 differs, PCR1 differs, PCR2 is the same"
+    assert run("compare", images[0], images[0]).stdout == ""
+
+
+@pytest.mark.parametrize("depth", [33, 900])
+def test_an_image_with_absurd_metadata_is_described_and_compared(tmp_path, images, depth):
+    path = tmp_path / "absurd.eif"
+    metadata = b'{"a":' * depth + b"1" + b"}" * depth
+    kinds = ((SectionType.KERNEL, b"k"), (SectionType.CMDLINE, b"a=1"), (SectionType.METADATA, metadata))
+    path.write_bytes(encode_eif(Eif(tuple(Section(*section) for section in kinds))))
+    for arguments in (("describe", path), ("describe", "--json", path), ("compare", images[0], path)):
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+def test_an_image_with_a_signature_that_does_not_verify_is_not_built_again(tmp_path, images):
+    path = tmp_path / "signed.eif"
+    kinds = ((SectionType.KERNEL, b"k"), (SectionType.CMDLINE, b"a=1"), (SectionType.METADATA, b"{}"))
+    path.write_bytes(encode_eif(Eif((*(Section(*s) for s in kinds), Section(SectionType.SIGNATURE, b"garbage")))))
+    result = run("verify", "--cache", tmp_path, path)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: the signature section is not the CBOR of one")
+
+
 def test_an_error_is_one_message_without_traceback(tmp_path):
     path = tmp_path / "x.eif"
     path.write_bytes(b"nothing")
@@ -68,6 +95,7 @@ def test_locking_the_sources_needs_no_network_and_shows_what_changed(lock_file):
     before = lock_file.read_text()
     checked = run("lock", "--sources-only", "--check")
     assert checked.exit_code == 1
+    assert "image.lock is out of date: run `nova-kms image lock --sources-only`" in checked.stderr
     assert lock_file.read_text() == before
     result = run("lock", "--sources-only")
     assert result.exit_code == 0

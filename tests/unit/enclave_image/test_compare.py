@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from enclave_image.compare import compare_eif
+from enclave_image.compare import compare_eif, compare_registers
 from enclave_image.cpio import encode_cpio
 from enclave_image.eif import Eif, Section, SectionType, encode_eif
 from enclave_image.manifest import Tree
@@ -98,6 +98,50 @@ def test_a_file_on_one_side_only_is_named():
     assert [str(difference) for difference in compare_eif(image(), image(first=more))] == [
         "ramdisk 1, zz: only in the second"
     ]
+
+
+ONE_CHANGE = {
+    "one file": image(first=tree(b"one\nTWO\n")),
+    "one mode bit": image(first=tree(mode=0o645)),
+    "one kernel option": image(kernel_bytes=kernel("CONFIG_NSM=y\nCONFIG_PCI=y\n")),
+    "one word of the command line": image(cmdline=b"reboot=k panic=-1 quiet"),
+    "one file longer": image(first=tree(b"one\ntwo\nthree\n")),
+}
+
+
+@pytest.mark.parametrize("other", ONE_CHANGE.values(), ids=ONE_CHANGE)
+def test_one_change_is_one_difference(other):
+    assert len(compare_eif(image(), other)) == 1
+
+
+def test_a_long_line_is_shown_around_the_place_where_it_differs():
+    long = b"[" + b"1," * 500
+    (found,) = compare_eif(image(first=tree(long + b"2]")), image(first=tree(long + b"33]")))
+    assert "1,2]' against '" in found.what
+    assert "1,33]'" in found.what
+    assert len(found.what) < 250
+
+
+def test_nothing_of_a_strangers_image_reaches_the_terminal_unescaped():
+    escape = "\x1b[2J"
+    differences = [
+        *compare_eif(image(), image(metadata=b'{"\\u001b[2J":1}')),
+        *compare_eif(image(), image(metadata=b'{"a":"\\u001b[2J"}')),
+        *compare_eif(image(), image(kernel_bytes=kernel(f"CONFIG_NSM={escape}\n"))),
+        *compare_eif(image(), image(kernel_bytes=kernel("CONFIG_NSM=y\n", version=escape))),
+        *compare_eif(image(), image(cmdline=escape.encode())),
+        *compare_eif(image(), image(first=tree(extra=escape))),
+        *compare_eif(image(), image(first=tree(escape.encode()))),
+    ]
+    assert len(differences) > 10
+    assert all(str(difference).isprintable() for difference in differences)
+
+
+def test_the_registers_say_which_part_a_verifier_sees_differ():
+    assert compare_registers(image(), image(metadata=b"{}")) == (
+        "registers: PCR0 is the same, PCR1 is the same, PCR2 is the same"
+    )
+    assert compare_registers(image(), image(cmdline=b"x")) == "registers: PCR0 differs, PCR1 differs, PCR2 is the same"
 
 
 def test_a_kernel_that_differs_for_no_visible_reason_says_so():

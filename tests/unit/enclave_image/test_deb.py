@@ -1,13 +1,19 @@
 """Debian packages: made here byte by byte, read without running anything, broken ones refused."""
 
+import bz2
+import gzip
 import io
 import lzma
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enclave_image import deb as debian
 from enclave_image.deb import read_deb
 from enclave_image.errors import MalformedError
 from enclave_image.manifest import EntryType
@@ -37,6 +43,7 @@ def ar(*members: tuple[str, bytes]) -> bytes:
     return b"".join(parts)
 
 
+CHECKOUT = Path(__file__).parents[3]
 CONTROL = tar((member("./control"), b"Package: tool\nVersion: 1.2-3\nDescription: a tool\n more words\n"))
 
 
@@ -67,6 +74,34 @@ def test_a_package_gives_its_fields_and_paths_without_owners_and_times():
     ]
 
 
+def sparse() -> bytes:
+    """A tar of one file of 8 EiB that has no contents: a reader that believes its size fills the memory."""
+    info = member("./hole", tarfile.GNUTYPE_SPARSE)
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = b"\x80\0\0\0" + (1 << 62).to_bytes(8, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    return bytes(header) + bytes(1024)
+
+
+READ_NAME = """
+import sys
+from enclave_image.deb import read_deb
+print(ascii(read_deb(sys.stdin.buffer.read()).entries[0].path))
+"""
+
+
+def test_names_are_utf_8_whatever_the_locale():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8") as archive:
+        archive.addfile(member("./Főtanúsítvány"))
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(CHECKOUT)}
+    command = [sys.executable, "-c", READ_NAME]
+    done = subprocess.run(command, env=ascii_only, input=deb(buffer.getvalue()), capture_output=True)
+    assert done.stderr == b""
+    assert done.stdout.decode().strip() == ascii("Főtanúsítvány")
+
+
 EMPTY = tar()
 REFUSED = {
     "no ar": b"!<arch>",
@@ -80,8 +115,22 @@ REFUSED = {
     "absolute path": deb(tar((member("/etc/passwd"), b""))),
     "device": deb(tar((member("./dev/null", tarfile.CHRTYPE), b""))),
     "hard link to nothing": deb(tar((member("./a", tarfile.LNKTYPE, "./b"), b""))),
+    "sparse file": deb(sparse()),
     "tar that is none": deb(b"x" * 1024),
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"), [("data.tar.xz", lzma.compress), ("data.tar.gz", gzip.compress), ("data.tar.bz2", bz2.compress)]
+)
+def test_a_member_that_unpacks_to_more_than_the_limit_is_refused(name, pack, monkeypatch):
+    data = tar((member("./a"), b"1"))
+    package = ar(("debian-binary", b"2.0\n"), ("control.tar", CONTROL), (name, pack(data)))
+    monkeypatch.setattr(debian, "MAX_UNPACKED_BYTES", len(data))
+    assert read_deb(package).entries[0].data == b"1"
+    monkeypatch.setattr(debian, "MAX_UNPACKED_BYTES", len(data) - 1)
+    with pytest.raises(MalformedError, match=f"{name} unpacks to more than"):
+        read_deb(package)
 
 
 @pytest.mark.parametrize("data", REFUSED.values(), ids=REFUSED)

@@ -1,10 +1,13 @@
 """Descriptions of images: what a person reads, and that no file can break the reader."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enclave_image.bzimage import read_boot_image
+from enclave_image.compare import compare_eif
 from enclave_image.cpio import encode_cpio
 from enclave_image.describe import describe_eif
 from enclave_image.eif import Eif, Section, SectionType, encode_eif
@@ -46,9 +49,33 @@ def test_a_compressed_ramdisk_is_named_and_not_unpacked():
     assert describe_eif(image(ramdisk=b"\x28\xb5\x2f\xfdrest")).sections[3].summary == "zstd, not looked into"
 
 
-@pytest.mark.parametrize("metadata", [b"\xff", b"{", b"[" * 100_000, b"1" * 5000])
-def test_metadata_that_is_not_json_is_a_problem_of_its_section(metadata):
-    assert "section 2 (metadata): it is not UTF-8 JSON" in describe_eif(image(metadata=metadata)).problems
+def nested(depth: int) -> bytes:
+    return b'{"a":' * depth + b"1" + b"}" * depth
+
+
+ABSURD_METADATA = {
+    "not UTF-8": (b"\xff", "it is not UTF-8 JSON"),
+    "cut": (b"{", "it is not UTF-8 JSON"),
+    "without end": (b"[" * 100_000, "it is not UTF-8 JSON"),
+    "number of 5000 digits": (b"1" * 5000, "it is not UTF-8 JSON"),
+    "nested": (nested(33), "it is nested deeper than 32 levels"),
+    "nested as deep as the parser goes": (nested(900), "it is nested deeper than 32 levels"),
+    "no number": (b'{"a":NaN}', "it has the number NaN, which JSON does not know"),
+    "large": (b" " * (1 << 20) + b"1", "it has 1048577 bytes, at most 1048576 are read"),
+}
+
+
+@pytest.mark.parametrize(("metadata", "reason"), ABSURD_METADATA.values(), ids=ABSURD_METADATA)
+def test_absurd_metadata_is_a_problem_of_its_section(metadata, reason):
+    description = describe_eif(image(metadata=metadata))
+    assert f"section 2 (metadata): {reason}" in description.problems
+    assert json.loads(json.dumps(description.as_json(), indent=2))["metadata"] is None
+    (difference,) = compare_eif(image(), image(metadata=metadata))
+    assert difference.place == "metadata"
+
+
+def test_metadata_may_be_nested_as_deep_as_a_container_description():
+    assert describe_eif(image(metadata=nested(32))).metadata == json.loads(nested(32))
 
 
 PEM = b"-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n"

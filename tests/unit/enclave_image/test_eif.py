@@ -2,11 +2,13 @@
 
 import hashlib
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enclave_image import eif
 from enclave_image.describe import describe_eif
 from enclave_image.eif import (
     CRC_OFFSET,
@@ -15,6 +17,7 @@ from enclave_image.eif import (
     Section,
     SectionType,
     encode_eif,
+    load_eif,
     parse_eif,
     read_eif,
     strip_signature,
@@ -142,6 +145,39 @@ def test_stripping_a_signature_gives_the_unsigned_bytes_back():
     assert strip_signature(VECTOR_BYTES) == VECTOR_BYTES
 
 
+def test_two_sections_in_one_place_are_a_problem_and_never_larger_than_the_file():
+    both = patched(0x1C + 8 * 4, struct.pack(">Q", 828))  # the second ramdisk where the first is
+    reading = read_eif(both)
+    assert (
+        "section 4 starts at 828, the one before ends at 851: tools that walk the file cannot read it"
+        in reading.problems
+    )
+    everywhere = patched(0x1C, struct.pack(">32Q", *[548] * 32))[:0x11C] + struct.pack(">32Q", *[200] * 32)
+    with pytest.raises(MalformedError, match="the sections claim"):
+        read_eif(patched(0x1A, struct.pack(">H", 32))[:0x1C] + everywhere[0x1C:] + VECTOR_BYTES[0x21C:])
+
+
+def test_a_gap_between_sections_is_a_problem():
+    gap = VECTOR_BYTES[:828] + b"\0" + VECTOR_BYTES[828:]
+    moved = gap[:0x1C] + struct.pack(">5Q", 548, 572, 597, 829, 852) + gap[0x1C + 40 :]
+    assert "section 3 starts at 829, the one before ends at 828: tools that walk the file cannot read it" in (
+        read_eif(moved).problems
+    )
+
+
+def test_a_file_is_read_only_as_far_as_it_can_be_an_image(tmp_path, monkeypatch):
+    path = tmp_path / "x.eif"
+    path.write_bytes(VECTOR_BYTES)
+    assert load_eif(path) == VECTOR_BYTES
+    with pytest.raises(MalformedError, match=r"not an EIF: it starts with 00000000"):
+        load_eif(Path("/dev/zero"))  # has no end
+    monkeypatch.setattr(eif, "MAX_FILE_BYTES", len(VECTOR_BYTES))
+    assert load_eif(path) == VECTOR_BYTES
+    path.write_bytes(VECTOR_BYTES + b"x")
+    with pytest.raises(MalformedError, match=f"x.eif has more than {len(VECTOR_BYTES)} bytes"):
+        load_eif(path)
+
+
 @given(st.binary(max_size=1200))
 def test_no_random_file_breaks_the_reader(data):
     with pytest.raises(MalformedError):
@@ -174,5 +210,5 @@ def test_what_is_written_reads_back(kernel, cmdline, ramdisks, flags):
         Section(SectionType.METADATA, METADATA),
         *(Section(SectionType.RAMDISK, ramdisk) for ramdisk in ramdisks),
     )
-    eif = Eif(sections, flags)
-    assert parse_eif(encode_eif(eif)) == eif
+    written = Eif(sections, flags)
+    assert parse_eif(encode_eif(written)) == written

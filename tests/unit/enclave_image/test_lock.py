@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from enclave_image.agree import requirement_blocks
 from enclave_image.errors import LockError, MalformedError
 from enclave_image.lock import (
     Lock,
@@ -19,7 +20,6 @@ from enclave_image.lock import (
     read_sources,
     tree_digest,
 )
-from enclave_image.resolve import requirement_blocks
 
 A, B = "a" * 64, "b" * 64
 LOCK = Lock(
@@ -56,6 +56,12 @@ REFUSED = {
     "unknown use": TEXT.replace('"use": "build"', '"use": "other"'),
     "short hash": TEXT.replace(A, A[1:]),
     "upper-case hash": TEXT.replace(A, A.upper()),
+    "size below one": TEXT.replace('"size_bytes": 10', '"size_bytes": 0'),
+    "option as a name": TEXT.replace('"name": "gcc"', '"name": "-oAPT::Get::X=1"'),
+    "option as a version": TEXT.replace('"version": "14"', '"version": "-o"'),
+    "version with a space": TEXT.replace('"version": "14"', '"version": "14 --allow"'),
+    "path as a wheel": TEXT.replace("web3-8.0.0", "../web3-8.0.0"),
+    "architecture with a slash": TEXT.replace('"architecture": "amd64"', '"architecture": "a/b"'),
     "size as text": TEXT.replace('"size_bytes": 10', '"size_bytes": "10"'),
     "package twice": TEXT.replace('"name": "gcc"', '"name": "libc6"').replace('"use": "build"', '"use": "runtime"'),
     "missing member": TEXT.replace('"version": "14", ', ""),
@@ -67,6 +73,12 @@ REFUSED = {
 def test_a_lock_in_another_form_is_refused(text):
     with pytest.raises(MalformedError):
         parse_lock(text)
+
+
+def test_a_lock_in_the_middle_of_a_merge_says_how_to_end_it():
+    conflict = TEXT.replace('    "kmscore"', '<<<<<<< HEAD\n    "kmscore"') + ">>>>>>> other\n"
+    with pytest.raises(MalformedError, match=r"git checkout --ours .* `nova-kms image lock --sources-only`"):
+        parse_lock(conflict)
 
 
 def test_a_missing_lock_says_how_to_make_one(tmp_path):

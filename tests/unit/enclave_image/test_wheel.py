@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enclave_image import wheel as wheels
 from enclave_image.errors import MalformedError
 from enclave_image.wheel import read_wheel, split_wheel_name
 
@@ -60,6 +61,25 @@ def test_a_name_that_is_no_wheels_is_refused(name):
 
 def test_names_with_build_numbers_and_several_platforms_are_split():
     assert split_wheel_name("a_b-1.0-2-cp313-cp313-manylinux2014_x86_64.manylinux_2_17_x86_64.whl") == ("a-b", "1.0")
+
+
+def test_a_wheel_that_unpacks_to_more_than_the_limit_is_refused(monkeypatch):
+    packed = wheel({"a.py": bytes(1000)})
+    monkeypatch.setattr(wheels, "MAX_UNPACKED_BYTES", 1000)
+    read_wheel(NAME, packed)
+    monkeypatch.setattr(wheels, "MAX_UNPACKED_BYTES", 999)
+    with pytest.raises(MalformedError, match="unpacks to 1000 bytes, at most 999 are taken"):
+        read_wheel(NAME, packed)
+
+
+def test_a_member_of_another_compression_that_is_damaged_is_refused():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.py", b"a" * 500)
+    packed = bytearray(buffer.getvalue())
+    packed[43:44] = b"\xff"  # in the head of the compressed data
+    with pytest.raises(MalformedError, match="the archive is damaged"):
+        read_wheel(NAME, bytes(packed))
 
 
 GOOD = wheel({"a.py": b"a" * 50, "b.py": b"b"})

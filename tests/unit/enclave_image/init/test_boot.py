@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import re
 from collections.abc import Callable
 
 import pytest
@@ -109,8 +110,16 @@ def serve(port: int, answer: bytes) -> Callable[[FakePlatform], None]:
     return lambda target: target.parent.update({port: lambda _: answer})
 
 
+def without_module(target: FakePlatform) -> None:
+    def missing(_: bytes) -> bytes:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/dev/nsm")
+
+    target.nsm = missing
+
+
 STOPS: dict[str, tuple[Callable[[FakePlatform], None], str, int]] = {
     # what is wrong, what is said, how many steps were begun
+    "no secure module": (without_module, "does not answer DescribeNSM: No such file or directory", 2),
     "module of another digest": (change("DescribeNSM", describe(digest="SHA256")), "describes itself", 2),
     "module that answers garbage": (change("DescribeNSM", b"\xff"), "is not CBOR", 2),
     "module that answers another shape": (change("DescribeNSM", ["x"]), "another shape", 2),
@@ -130,6 +139,16 @@ STOPS: dict[str, tuple[Callable[[FakePlatform], None], str, int]] = {
         "not what it was locked at",
         7,
     ),
+    "register that held something before": (
+        lambda t: t.nsm.pcrs.update({16: b"\1" * 48}),
+        "not what it was locked at",
+        7,
+    ),
+    "register that lies about its new value": (
+        change("ExtendPCR", {"ExtendPCR": {"data": b"\x02" * 48}}),
+        "refuses|not what it was locked at",
+        7,
+    ),
     "unknown parameter": (serve(9001, b'{"chain_id":"1"}'), "nothing else", 7),
 }
 
@@ -143,6 +162,35 @@ def test_each_step_stops_the_boot(apply, reason, steps):
         boot(target, lines.append)
     known = {"mounts", "secure module", "entropy", "heartbeat", "loopback", "clock", "configuration"}
     assert len([line for line in lines if line in known]) == steps
+
+
+@pytest.mark.parametrize(("apply", "reason", "steps"), STOPS.values(), ids=STOPS)
+def test_each_stop_is_printed_and_ends_the_enclave_before_the_service(apply, reason, steps, capsys):
+    target = platform()
+    apply(target)
+    with pytest.raises(PoweredOff):
+        run(target)
+    *_, failure, end = capsys.readouterr().out.splitlines()
+    assert re.match(f"init: FAILED: .*({reason})", failure)
+    assert end == "init: powering off"
+    assert target.log[-1] == ("power_off",)
+    assert not any(done[0] == "spawn" for done in target.log)
+
+
+def test_nothing_of_the_parents_is_printed_but_names_of_the_list(capsys):
+    target = platform(parameters=b'{"instance_url":"https://user:secret@kms.example/","log_level":"INFO"}')
+    target.ended = [(7, 0)]
+    with pytest.raises(PoweredOff):
+        run(target)
+    out = capsys.readouterr().out
+    assert "parameters instance_url, log_level, digest" in out
+    assert "secret" not in out
+    target = platform(parameters=b'{"instance_url":"https://secret","\\u001b[2Jsecret":"x"}')
+    with pytest.raises(PoweredOff):
+        run(target)
+    out = capsys.readouterr().out
+    assert "an object with instance_url, log_level, egress and nothing else" in out
+    assert "secret" not in out
 
 
 @pytest.mark.parametrize("call", ["mount", "remount_read_only", "add_entropy", "raise_interface"])

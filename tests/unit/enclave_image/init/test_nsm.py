@@ -53,7 +53,7 @@ def test_a_request_that_the_driver_would_refuse_is_not_sent():
 
 
 @pytest.mark.parametrize(
-    "data", ["", "ff", "9f01ff", "c000", "fb0000000000000000", "a2616101616102", "61ff", "1c", "0000"]
+    "data", ["", "ff", "9f01ff", "c000", "fb0000000000000000", "a2616101616102", "61ff", "1c", "0000", "a1f500"]
 )
 def test_cbor_outside_the_subset_is_refused(data):
     with pytest.raises(CborError):
