@@ -21,7 +21,7 @@ from appliance.devnet.progress import Progress
 from appliance.http import new_http_client
 from appliance.tee.local import LocalTee
 from bench.results import Check, Curves, Figure, Results, Sense
-from bench.scale.timing import resident_bytes
+from bench.scale.timing import process_cpu_s, resident_bytes, sent_bytes
 from kmscore.envelope import parse_tee_pubkey
 from kmscore.errors import Unavailable
 
@@ -81,7 +81,7 @@ class Usage:
 
     @classmethod
     def of(cls, pids: Sequence[int]) -> "Usage":
-        return cls(time.monotonic(), sum(map(_cpu_s, pids)), sum(map(_written_bytes, pids)))
+        return cls(time.monotonic(), sum(map(process_cpu_s, pids)), sum(map(sent_bytes, pids)))
 
 
 async def measure_nodes(node_counts: Sequence[int], *, console: Console) -> Results:
@@ -248,17 +248,3 @@ async def _everywhere(http: httpx.AsyncClient, urls: Sequence[str], expected: in
 async def _total_keys(http: httpx.AsyncClient, url: str) -> int:
     response = await http.get(f"{url}/status")
     return int(response.json()["data_store"]["total_keys"])
-
-
-def _cpu_s(pid: int) -> float:
-    """Time on a processor of all threads that a process has now, in nanoseconds' precision."""
-    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
-
-
-def _written_bytes(pid: int) -> int:
-    """Bytes that a process has passed to write calls."""
-    for line in Path(f"/proc/{pid}/io").read_text().splitlines():
-        name, _, value = line.partition(": ")
-        if name == "wchar":
-            return int(value)
-    raise Unavailable("/proc/PID/io names no wchar")
