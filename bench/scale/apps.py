@@ -66,9 +66,11 @@ def measure_apps(app_counts: Sequence[int], *, records: int, repeats: int, say: 
             )
         ],
         notes=[
-            "Memory of a namespace: resident memory of a process with one record in each, less that of one with the same "
-            "records in a single namespace. The sweep frees every record after all of them have expired, in steps of "
-            f"{SWEEP_BUDGET} as the node does."
+            (
+                "Memory of a namespace: resident memory of a process with one record in each, less that of one with the same "
+                "records in a single namespace. The sweep frees every record after all of them have expired, in steps of "
+                f"{SWEEP_BUDGET} as the node does."
+            )
         ],
     )
 

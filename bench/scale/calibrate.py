@@ -96,9 +96,7 @@ class Side:
 
     async def connect(self, stack: AsyncExitStack, members: Members) -> None:
         self.http = await stack.enter_async_context(new_http_client())
-        self.peers = PeerCache(
-            members, self.http, self.clock, kms_app_id=KMS_APP_ID, https_only=False, ttl_s=3600.0
-        )
+        self.peers = PeerCache(members, self.http, self.clock, kms_app_id=KMS_APP_ID, https_only=False, ttl_s=3600.0)
         await self.peers.refresh()
         self.transport = PeerTransport(
             own_wallet=self.wallet, tee=self.tee, gate=self.gate, keys=self.keys, http=self.http, clock=self.clock
@@ -199,6 +197,7 @@ async def measure_costs(*, repeats: int, say: Callable[[str], None]) -> Costs:
         repeat_record_s=repeat_s / 2,
         ask_s=ask_s / 2,
         answer_s=ask_s / 2,
+        agree_s=agree_s(repeats),
         member_s=member_s(members.facts[0], repeats),
         digest_record_s=digest_record_s(repeats),
         message_bytes=empty.request_bytes + head_bytes,
@@ -304,6 +303,17 @@ def member_s(member: MemberFacts, repeats: int) -> float:
 
     with collector_off():
         return statistics.median(cpu_ns(refresh) for _ in range(repeats)) / BATCH_RECORDS / 1e9
+
+
+def agree_s(repeats: int) -> float:
+    """A key of its own for one request, and the secret it shares: what each side of a hand-over does."""
+    public = AgreementKey.generate().public
+
+    def agree() -> None:
+        for _ in range(EXCHANGES):
+            AgreementKey.generate().agree(public)
+
+    return statistics.median(cpu_ns(agree) for _ in range(repeats)) / EXCHANGES / 1e9
 
 
 def digest_record_s(repeats: int) -> float:

@@ -21,6 +21,7 @@ class Costs:
     repeat_record_s: float  # one that is known already
     ask_s: float  # a GET of /nonce or /status: the side that asks
     answer_s: float  # and the side that answers
+    agree_s: float  # a new P-384 key and what it shares with another
     member_s: float  # one member in a refresh of the membership
     digest_record_s: float  # a changed record, when the digests are brought up to date
     message_bytes: float  # a delta without records

@@ -34,9 +34,9 @@ POLL_S: Final = 0.1
 CONVERGENCE_TIMEOUT_S: Final = 30.0
 WRITES: Final = 7
 IDLE_S: Final = 9.0  # three node ticks
-BUSY_WRITES: Final = 7
-# Apart by more than the interval: each write travels and is passed on alone, which is when it costs most.
-BUSY_PAUSE_S: Final = 1.0
+BUSY_WRITES: Final = 5
+# Longer than a push and the passing on after it: each write travels alone, which is when it costs most.
+BUSY_PAUSE_S: Final = 2.3 * SYNC_INTERVAL_S
 SETTINGS: Final = {
     "DATA_SYNC_INTERVAL_SECONDS": str(SYNC_INTERVAL_S),
     "KMS_NODE_TICK_SECONDS": str(NODE_TICK_S),
@@ -140,7 +140,9 @@ def _core_limit(found: Sequence[ClusterFigures], cores: int) -> str:
     """From how many nodes the processor is the limit: a write is delivered (n - 1)² times."""
     largest = max(found, key=lambda cluster: cluster.nodes)
     delivery_s = largest.cpu_s_per_write / max(1, (largest.nodes - 1) ** 2)
-    nodes = next(n for n in range(2, 10_000) if (n - 1) ** 2 * delivery_s / SYNC_INTERVAL_S + n * largest.idle_cpu > cores)
+    nodes = next(
+        n for n in range(2, 10_000) if (n - 1) ** 2 * delivery_s / SYNC_INTERVAL_S + n * largest.idle_cpu > cores
+    )
     return (
         f"With {cores} cores, one write an interval of {SYNC_INTERVAL_S:g} s and the {1000 * delivery_s:.1f} ms that a "
         f"delivery to one node costs both sides together, the cores are full from {nodes} nodes on; below that "
@@ -164,9 +166,7 @@ async def measure_cluster(count: int, *, console: Console) -> ClusterFigures:
         clients = []
         for node in devnet.nodes:
             facts = NodeFacts(node.process.url, node.status.wallet, parse_tee_pubkey(node.status.tee_pubkey))
-            clients.append(
-                await stack.enter_async_context(KmsClient(identity, StaticDirectory([facts]), http=http))
-            )
+            clients.append(await stack.enter_async_context(KmsClient(identity, StaticDirectory([facts]), http=http)))
         urls = [node.process.url for node in devnet.nodes]
         pids = [node.process.pid for node in devnet.nodes]
         with progress.step(f"{count} nodes: first requests"):
