@@ -50,7 +50,10 @@ def measure_apps(app_counts: Sequence[int], *, records: int, repeats: int, say: 
                 Sense.AT_MOST,
                 LIMIT,
                 "×",
-                f"processor time of {name} with {records:,} records in {most:,} namespaces divided by that in {fewest:,}",
+                (
+                    f"processor time of {name} with {records:,} records in {most:,} namespaces divided by that in "
+                    f"{fewest:,}"
+                ),
                 same_run=True,
             )
             for name, by_count in costs.items()
@@ -67,9 +70,9 @@ def measure_apps(app_counts: Sequence[int], *, records: int, repeats: int, say: 
         ],
         notes=[
             (
-                "Memory of a namespace: resident memory of a process with one record in each, less that of one with the same "
-                "records in a single namespace. The sweep frees every record after all of them have expired, in steps of "
-                f"{SWEEP_BUDGET} as the node does."
+                "Memory of a namespace: resident memory of a process with one record in each, less that of one with "
+                "the same records in a single namespace. The sweep frees every record after all of them have expired, "
+                f"in steps of {SWEEP_BUDGET} as the node does."
             )
         ],
     )

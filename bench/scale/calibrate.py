@@ -15,9 +15,9 @@ from typing import Final
 
 import anyio
 import uvicorn
+from anyio.abc import TaskGroup
 from eth_abi.abi import encode
 from starlette.requests import Request
-from anyio.abc import TaskGroup
 from starlette.types import Receive, Scope, Send
 
 from appliance.api.bodies import BodyBudget
@@ -26,9 +26,9 @@ from appliance.api.exchange import Answerer
 from appliance.api.http_protocol import bounded_http_protocol
 from appliance.api.limits import RateLimiter
 from appliance.api.sync import SyncApi
+from appliance.auth.eligibility import authorize_peer
 from appliance.auth.envelopes import EnvelopeGate, LabelMemory
 from appliance.auth.pop import PopVerifier
-from appliance.auth.eligibility import authorize_peer
 from appliance.chain.abi import decode_instance
 from appliance.chain.types import App, Instance, MemberFacts, Version
 from appliance.clock import SystemClock

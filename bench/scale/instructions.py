@@ -72,9 +72,10 @@ def measure_instructions(sizes: Sequence[int], *, say: Callable[[str], None]) ->
         ],
         notes=[
             (
-                f"Instructions are counted by callgrind over {OPERATIONS} operations ({OPERATIONS_SINCE} of {SINCE}) on keys "
-                "from all over the store, less those of the same loop around a call that does nothing; filling is not "
-                "counted. Where time grows with the records and instructions do not, the growth is memory latency."
+                f"Instructions are counted by callgrind over {OPERATIONS} operations ({OPERATIONS_SINCE} of {SINCE}) "
+                "on keys from all over the store, less those of the same loop around a call that does nothing; filling "
+                "is not counted. Where time grows with the records and instructions do not, the growth is memory "
+                "latency."
             )
         ],
     )

@@ -1,8 +1,8 @@
 """The model of a cluster that starts at once: one node holds the master secret, all others come for it.
 
-As a node does (node §2): it asks the other members in random order, one after the other. One that has no confirmed secret
-refuses before it looks at the request; from one that has, the secret and then the whole snapshot are taken. A node that
-found nobody tries again at its next tick.
+As a node does (node §2): it asks the other members in random order, one after the other. One that has no confirmed
+secret refuses before it looks at the request; from one that has, the secret and then the whole snapshot are taken. A
+node that found nobody tries again at its next tick.
 """
 
 import heapq
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.scale.costs import Costs
-from bench.scale.model import JITTER, LATENCY_S
+from bench.scale.model import JITTER
+from bench.scale.scenario import LATENCY_S
 
 REQUEST_DEADLINE_S: Final = 20.0
 PAGE_RECORDS: Final = 996  # of 1 KiB in a page of 1 MiB
@@ -66,7 +67,8 @@ class _Joining:
 
     def run(self) -> Storm:
         costs = self.costs
-        # time, tie-break, node, ticks so far (JOINED: it has everything), the members it still asks (None: a tick begins)
+        # time, tie-break, node, ticks so far (JOINED: it has everything), the members it still asks (None: a tick
+        # begins)
         events: list[tuple[float, int, int, int, list[int] | None]] = [
             (self.rng.uniform(0, START_WITHIN_S), number, number, 0, None) for number in range(1, self.nodes)
         ]

@@ -77,8 +77,9 @@ def measure_memory(records: int, *, say: Callable[[str], None]) -> Results:
         ],
         notes=[
             (
-                f"Overhead of a record: keys of {KEY_BYTES} bytes, values of {VALUE_BYTES} + {SEAL_BYTES} bytes, each an object "
-                "of its own, one namespace, digests of anti-entropy included; malloc's headers and rounding are in it."
+                f"Overhead of a record: keys of {KEY_BYTES} bytes, values of {VALUE_BYTES} + {SEAL_BYTES} bytes, each "
+                "an object of its own, one namespace, digests of anti-entropy included; malloc's headers and rounding "
+                "are in it."
             )
         ],
     )

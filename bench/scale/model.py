@@ -3,17 +3,19 @@
 What a node does, and the model with it:
 
 - Every `interval_s` ± 10 % it pushes to each peer what it has learned since that peer's last acknowledgement, its own
-  writes and records of others alike, but for those that came from this very peer. A push that still runs is left to run.
+  writes and records of others alike, but for those that came from this very peer. A push that still runs is left to
+  run.
 - What is news to the receiver becomes a change of its own log and travels on with its next push. So a write is sent
-  (n - 1)² times, once to every node as news and n - 2 times as a repetition, which is checked like news and then ignored.
+  (n - 1)² times, once to every node as news and n - 2 times as a repetition, which is checked like news and then
+  ignored.
 - A peer with nothing to be sent gets an empty delta once a minute.
 - Every minute a node compares digests with one peer in turn and exchanges what differs.
 - Every minute it refreshes the membership and asks every peer's /status.
 - A node computes on one core, first come, first served.
 
-Larger clusters are simulated by a sample: `tracked` nodes in full, and the rest as a crowd that sends each of them what a
-node of the cluster would and is as busy as a tracked node. Only writes at tracked nodes are followed then, and whether
-they have arrived is asked of tracked nodes only.
+Larger clusters are simulated by a sample: `tracked` nodes in full, and the rest as a crowd that sends each of them what
+a node of the cluster would and is as busy as a tracked node. Only writes at tracked nodes are followed then, and
+whether they have arrived is asked of tracked nodes only.
 
 Pure computing: no clock but its own, no randomness but the seed's.
 """
@@ -21,101 +23,25 @@ Pure computing: no clock but its own, no randomness but the seed's.
 import heapq
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
 from bench.scale.costs import Costs
+from bench.scale.scenario import IDLE_DELTA_S, RECORDS_PER_REQUEST, Outcome, Scenario
 
 JITTER: Final = 0.1
-IDLE_DELTA_S: Final = 60.0
 NEXT_NONCE_S: Final = 20.0
-# At most so many records of 1 KiB in one request (store §4: 360,000 bytes of ciphertext).
-RECORDS_PER_REQUEST: Final = 342
 # Requests of a comparison that finds differences: down to the leaf, the records, and back.
 COMPARISON_REQUESTS: Final = 4
 # Writes of one node that lie closer together than a third of an interval are followed as one.
 GROUPS_PER_INTERVAL: Final = 3.0
 FOLLOWED_PER_S: Final = 0.05
-LATENCY_S: Final = 0.001
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """One cluster under one load. `writes_per_s` is of the whole cluster; `tracked` None simulates every node."""
-
-    nodes: int
-    writes_per_s: float
-    interval_s: float = 10.0
-    node_tick_s: float = 60.0
-    anti_entropy_s: float = 60.0
-    duration_s: float = 120.0
-    # Writing stops at the end of `duration_s`; so much longer is waited for what is under way.
-    drain_s: float = 0.0
-    tracked: int | None = None
-    latency_s: float = LATENCY_S
-    # How many cores all simulated nodes share; None gives each node one.
-    cores: int | None = None
-    seed: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of it; processor time and bytes are means over the simulated nodes, per second of `duration_s`.
-
-    `cpu` counts the work that arrived, on one core: above 1 the node falls behind. `convergence_s` has the time of every
-    write (or group of writes) that reached all simulated nodes, in order; `unconverged` counts those that did not.
-    """
-
-    cpu: float
-    sent_bytes_per_s: float
-    messages_per_s: float
-    records_per_s: float
-    convergence_s: Sequence[float]
-    unconverged: int
-
-    def percentile_s(self, percent: float) -> float:
-        """Convergence of the slowest of this share of the writes; infinite when they did not arrive."""
-        wanted = math.ceil(percent / 100 * (len(self.convergence_s) + self.unconverged)) - 1
-        return self.convergence_s[wanted] if 0 <= wanted < len(self.convergence_s) else math.inf
 
 
 def simulate(scenario: Scenario, costs: Costs) -> Outcome:
     """Run the scenario to its end."""
     return _Simulation(scenario, costs).run()
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What a node of a cluster that keeps up would have to do, per second: cores, and bytes sent."""
-
-    cpu: float
-    sent_bytes_per_s: float
-
-
-def demand(scenario: Scenario, costs: Costs) -> Demand:
-    """By counting: in an interval each pair exchanges one message each way, and each write is sent (n - 1)² times. Where
-    this says more than one core, the simulation says how the cluster falls behind.
-    """
-    of, peers = scenario, scenario.nodes - 1
-    # Nodes that learn of nothing in an interval have nothing to push.
-    silent = math.exp(-of.writes_per_s * of.interval_s)
-    records_per_push = of.writes_per_s * of.interval_s
-    pushes = peers / of.interval_s * (1 - silent) + peers / IDLE_DELTA_S * silent
-    requests = pushes * max(1.0, records_per_push / RECORDS_PER_REQUEST)
-    records = of.writes_per_s * peers**2 / of.nodes
-    ticks_s = of.nodes * costs.member_s + peers * (costs.ask_s + costs.answer_s)
-    comparison_s = costs.send_message_s + costs.receive_message_s + costs.ask_s + costs.answer_s
-    cpu = (
-        requests * (costs.send_message_s + costs.receive_message_s)
-        + pushes * silent * (costs.ask_s + costs.answer_s)
-        + records * (costs.send_record_s + costs.repeat_record_s)
-        + of.writes_per_s * (costs.receive_record_s - costs.repeat_record_s + costs.digest_record_s)
-        + ticks_s / of.node_tick_s
-        + comparison_s / of.anti_entropy_s
-    )
-    return Demand(cpu, requests * (costs.message_bytes + costs.answer_bytes) + records * costs.record_bytes)
 
 
 class _Kind(IntEnum):
@@ -256,8 +182,8 @@ class _Simulation:
             case _Kind.CROWD_TICK:
                 self.hear_from_crowd(now_s, i, groups)
             case _Kind.CROWD_NODE_TICK:
-                for node in range(self.count):
-                    self.compute(node, now_s, self.costs.answer_s)
+                for asked in range(self.count):
+                    self.compute(asked, now_s, self.costs.answer_s)
                 self.at(now_s + self.jittered(self.of.node_tick_s), _Kind.CROWD_NODE_TICK)
             case _Kind.CROWD_PUSHED:
                 self.nodes[i].in_flight.discard(_CROWD)

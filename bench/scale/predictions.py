@@ -8,8 +8,9 @@ from typing import Final
 from bench.results import Check, Curves, Figure, Results, Sense
 from bench.scale.costs import Costs
 from bench.scale.joining import Storm, simulate_joining
-from bench.scale.model import Demand, Outcome, Scenario, demand, simulate
+from bench.scale.model import simulate
 from bench.scale.nodes import ANTI_ENTROPY_S, NODE_TICK_S, SYNC_INTERVAL_S
+from bench.scale.scenario import Demand, Outcome, Scenario, demand
 
 NODES: Final = (3, 10, 16, 100, 1_000)
 WRITES_PER_S: Final = (0, 1, 100, 1_000)
@@ -161,7 +162,10 @@ def compare(costs: Costs, measured: Sequence[Figure], *, cores: int, seed: int) 
                     Sense.AT_MOST,
                     FACTOR,
                     "×",
-                    f"the larger of predicted and measured {name} divided by the smaller, the worst of {len(apart)} sizes",
+                    (
+                        f"the larger of predicted and measured {name} divided by the smaller, the worst of "
+                        f"{len(apart)} sizes"
+                    ),
                     same_run=False,
                 )
             )
@@ -218,8 +222,8 @@ def _notes(predictions: Sequence[Prediction], storms: Mapping[int, Storm], costs
         (
             "The model follows replication as it is implemented: each node pushes to each other one, and what it hears "
             "for the first time it passes on to all but the sender. A write is therefore sent (n - 1)² times, of which "
-            "n - 1 deliver it and the rest are repetitions that cost a check each. It was calibrated with an exchange of "
-            f"{message_ms:.1f} ms and a record of 1 KiB of {record_us:.0f} µs, both sides together, and "
+            "n - 1 deliver it and the rest are repetitions that cost a check each. It was calibrated with an exchange "
+            f"of {message_ms:.1f} ms and a record of 1 KiB of {record_us:.0f} µs, both sides together, and "
             f"{costs.record_bytes:.0f} bytes on the wire for its 1,024."
         ),
         *(_limit(rate, costs) for rate in WRITES_PER_S),
@@ -230,18 +234,18 @@ def _notes(predictions: Sequence[Prediction], storms: Mapping[int, Storm], costs
             if not p.keeps_up
         ),
         (
-            f"When {largest:,} nodes start at once and one holds the secret and {SNAPSHOT_RECORDS:,} records, half have "
-            f"joined after {storms[largest].half_s:.0f} s and all after {storms[largest].all_s:.0f} s, with "
-            f"{storms[largest].requests_per_node:.0f} requests each: those that join become givers, so the first holder "
-            f"works {storms[largest].holder_work_s:.1f} s and no more."
+            f"When {largest:,} nodes start at once and one holds the secret and {SNAPSHOT_RECORDS:,} records, half "
+            f"have joined after {storms[largest].half_s:.0f} s and all after {storms[largest].all_s:.0f} s, with "
+            f"{storms[largest].requests_per_node:.0f} requests each: those that join become givers, so the first "
+            f"holder works {storms[largest].holder_work_s:.1f} s and no more."
         ),
         _needs(costs),
     ]
     if largest > FULL_NODES:
         notes.append(
-            f"More than {FULL_NODES} nodes are simulated by {TRACKED} of them in full; the others are a crowd that sends "
-            "each of these what a node would and is as busy. Only writes at these are followed, and to these, so the "
-            "slowest node of all may be somewhat later than said."
+            f"More than {FULL_NODES} nodes are simulated by {TRACKED} of them in full; the others are a crowd that "
+            "sends each of these what a node would and is as busy. Only writes at these are followed, and to these, so "
+            "the slowest node of all may be somewhat later than said."
         )
     return notes
 
@@ -271,9 +275,10 @@ def _needs(costs: Costs) -> str:
     once_records_s = at.writes_per_s * (costs.send_record_s + costs.receive_record_s)
     messages_s = (at.nodes - 1) / at.interval_s * (costs.send_message_s + costs.receive_message_s)
     return (
-        f"Of the {now.cpu:.1f} cores that each of 1,000 nodes would need at 100 writes/s, {messages_s:.2f} are the messages "
-        f"of a full mesh and nearly all else repetitions. If only the writer sent a record, or each node passed it on to a "
-        f"few, records would take {once_records_s:.3f} cores instead of {now.cpu - messages_s:.1f}; comparing stores would "
-        "find what such a push misses. Beyond that a node keeps at most 64 idle connections, so with more peers every push "
-        "opens connections anew, and it remembers the envelope nonces of 1,024 peers and reads at most 1,000 members."
+        f"Of the {now.cpu:.1f} cores that each of 1,000 nodes would need at 100 writes/s, {messages_s:.2f} are the "
+        f"messages of a full mesh and nearly all else repetitions. If only the writer sent a record, or each node "
+        f"passed it on to a few, records would take {once_records_s:.3f} cores instead of {now.cpu - messages_s:.1f}; "
+        "comparing stores would find what such a push misses. Beyond that a node keeps at most 64 idle connections, so "
+        "with more peers every push opens connections anew, and it remembers the envelope nonces of 1,024 peers and "
+        "reads at most 1,000 members."
     )

@@ -58,10 +58,10 @@ def measure_records(sizes: Sequence[int], *, repeats: int, say: Callable[[str], 
         notes=[
             (
                 "Costs by records: processor time of the process, median of "
-                f"{repeats} repeats that go round the sizes in turn, with keys from all over the store, after a warm-up of "
-                f"{WARM_UP} other operations; the loop around them, {loop_ns:.0f} ns a turn, is part of each figure, garbage "
-                "collection is not (it is off while measuring). Every store was written a second time in random order "
-                "before, so that neighbours in the change log are not neighbours in memory."
+                f"{repeats} repeats that go round the sizes in turn, with keys from all over the store, after a "
+                f"warm-up of {WARM_UP} other operations; the loop around them, {loop_ns:.0f} ns a turn, is part of "
+                "each figure, garbage collection is not (it is off while measuring). Every store was written a second "
+                "time in random order before, so that neighbours in the change log are not neighbours in memory."
             ),
         ],
     )

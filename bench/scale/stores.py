@@ -1,8 +1,8 @@
 """The stores that are measured: how they are filled, and single operations on keys from all over them.
 
-Records with `number % 4` of 0 and 2 are an app's own writes (one clock entry), the others came from a peer and have three
-entries, so that repeating an operation changes neither what the next one meets nor what it costs. Filled in order and
-then written once more in random order: the neighbours of a record in the change log lie anywhere in memory, as in a
+Records with `number % 4` of 0 and 2 are an app's own writes (one clock entry), the others came from a peer and have
+three entries, so that repeating an operation changes neither what the next one meets nor what it costs. Filled in order
+and then written once more in random order: the neighbours of a record in the change log lie anywhere in memory, as in a
 store that has run for a while.
 """
 
