@@ -17,6 +17,7 @@ from rich.console import Console
 from appliance.client.client import KmsClient
 from appliance.client.discovery import NodeFacts, StaticDirectory
 from appliance.devnet.cluster import Devnet
+from appliance.devnet.nodes import NodeProcess
 from appliance.devnet.progress import Progress
 from appliance.http import new_http_client
 from appliance.tee.local import LocalTee
@@ -168,7 +169,7 @@ async def measure_cluster(count: int, *, console: Console) -> ClusterFigures:
             facts = NodeFacts(node.process.url, node.status.wallet, parse_tee_pubkey(node.status.tee_pubkey))
             clients.append(await stack.enter_async_context(KmsClient(identity, StaticDirectory([facts]), http=http)))
         urls = [node.process.url for node in devnet.nodes]
-        pids = [node.process.pid for node in devnet.nodes]
+        pids = [node.process.pid for node in devnet.nodes if isinstance(node.process, NodeProcess)]
         with progress.step(f"{count} nodes: first requests"):
             # Registry caches, key agreements and connections are made once, and not by what is measured.
             for number, client in enumerate(clients):
