@@ -62,17 +62,25 @@ class Devnet:
     """Context manager: on entry everything runs and every node is available; on exit everything is stopped.
 
     `directory` receives the profile, the example app's key file and the logs; with `image` also the throw-away root of
-    its attestation. Raises `DevnetError` or `ConfigError`.
+    its attestation. `settings` are variables of the nodes that take the place of the devnet's own. Raises `DevnetError`
+    or `ConfigError`.
     """
 
     def __init__(
-        self, directory: Path, *, node_count: int, progress: Progress, image: ImageToRun | None = None
+        self,
+        directory: Path,
+        *,
+        node_count: int,
+        progress: Progress,
+        image: ImageToRun | None = None,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self._directory = directory
         self._node_count = node_count
         self._progress = progress
         self._image = image
         self._names = Names()
+        self._settings = settings or {}
         self._cleanup = AsyncExitStack()
         # What serves an image's node in this process; used only with one.
         self._background = anyio.create_task_group()
@@ -158,6 +166,7 @@ class Devnet:
             "NONCE_RATE_LIMIT_PER_MINUTE": "0",
             "KMS_NODE_TICK_SECONDS": str(NODE_TICK_S),
             "DATA_SYNC_INTERVAL_SECONDS": str(SYNC_INTERVAL_S),
+            **self._settings,
         }
         processes = []
         for name, port in ports.items():
