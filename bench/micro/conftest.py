@@ -1,13 +1,10 @@
 """The racers, and the order of the race: all that is compared with each other takes turns."""
 
-import time
-
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.micro.convert import TURN
 from bench.micro.racing import Racer, Role
-
-TURN = "_turn"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,13 +20,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One comparison after the other; within one, all take their first turn, then all their second."""
-    comparisons: dict[str, int] = {}
+    """One group after the other; within one, everybody's first turn, then everybody's second.
 
-    def place(item: pytest.Item) -> tuple[int, int]:
+    Those who do the same with the same parameters follow one another, so that they meet the machine in the same state.
+    """
+    groups: dict[str, int] = {}
+    rounds: dict[str, int] = {}
+
+    def place(item: pytest.Item) -> tuple[int, int, int]:
         group = item.get_closest_marker("benchmark").kwargs["group"]
-        comparison = comparisons.setdefault(f"{group} {parameters_of(item)}", len(comparisons))
-        return comparison, item.callspec.params[TURN]
+        parameters = f"{group} {parameters_of(item)}"
+        return (
+            groups.setdefault(group, len(groups)),
+            item.callspec.params[TURN],
+            rounds.setdefault(parameters, len(rounds)),
+        )
 
     items.sort(key=place)
 
@@ -52,8 +57,3 @@ def _racer(role: Role):
 
 
 ours, floor, rival, twin, other = (_racer(role) for role in Role)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_benchmark_update_machine_info(machine_info: dict[str, object]) -> None:
-    machine_info["timer_resolution_s"] = time.get_clock_info("thread_time").resolution

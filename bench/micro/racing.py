@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
-BATCH_ROUNDS: Final = 25
+BATCH_ROUNDS: Final = 10
 
 
 class Role(StrEnum):

@@ -12,8 +12,8 @@ from tests.reference import store as reference_store
 
 PARSE = pytest.mark.benchmark(group="strict JSON of a delta, parsed")
 CANONICAL = pytest.mark.benchmark(group="canonical JSON of a delta")
-PARSE_RECORDS = pytest.mark.benchmark(group="records out of parsed JSON")
-ENCODE_RECORDS = pytest.mark.benchmark(group="records to JSON values")
+PARSE_RECORDS = pytest.mark.benchmark(group="records out of parsed JSON, each")
+ENCODE_RECORDS = pytest.mark.benchmark(group="records to JSON values, each")
 EACH_COUNT = pytest.mark.parametrize("records", [1, 10, 500])
 ONE = pytest.mark.parametrize("records", [1])
 LIMITS = StoreLimits()

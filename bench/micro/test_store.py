@@ -113,7 +113,7 @@ def test_copy(floor, batch, entries):
 @EACH_BATCH
 def test_merge_in_a_dict(rival, batch, entries):
     """A dict and the twin's decision: no limits, no expiry, no log of changes, no digests."""
-    held = {}
+    held = {item.key: item for item in newer(1_000, BATCH, entries, reference.Record)}
 
     def merge_into_dict(batches):
         for records in batches:
