@@ -13,10 +13,10 @@ READ: Final = "canonical form and HMAC, read"
 WRITTEN: Final = "canonical form and HMAC, written"
 MERGE: Final = "merge of prepared records, each"
 GROWTH: Final = {
-    "merge": "merge of 500 records, each, by size of the store",
+    "merge": "merge of a record, by size of the store",
     "get": "get, by size of the store",
     "put": "put, by size of the store",
-    "since": "since of 500 records, each, by size of the store",
+    "since": "since, each of 500 records, by size of the store",
 }
 # 199,850 bytes of ciphertext make an envelope of 400,000.
 ENVELOPE_400_KB: Final = 199_850

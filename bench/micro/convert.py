@@ -10,7 +10,7 @@ from bench.results import Curves, Figure, Parameter
 
 MICROSECONDS: Final = 1e6
 TURN: Final = "_turn"
-# A curve needs so many points, and a plot is unreadable with the twin's times on it.
+# A line needs so many points, and a plot is unreadable with the twin's times on it.
 MIN_POINTS: Final = 3
 DRAWN: Final = (Role.OURS, Role.FLOOR, Role.RIVAL, Role.OTHER)
 
@@ -78,30 +78,20 @@ def figures_of(measurements: Iterable[Measurement]) -> list[Figure]:
 
 
 def curves_of(measurements: Iterable[Measurement]) -> list[Curves]:
-    """A plot for each group that was measured at three sizes or more; other parameters tell the lines apart."""
+    """A plot for each group that was measured at three sizes or more, and one for all groups where kmscore is alone."""
     groups: dict[str, list[Measurement]] = {}
     for measurement in measurements:
-        if measurement.role in DRAWN:
+        if measurement.role in DRAWN and len(measurement.parameters) == 1:
             groups.setdefault(measurement.group, []).append(measurement)
-    return [curve for group, members in groups.items() if (curve := _curve(group, members)) is not None]
-
-
-def _curve(group: str, members: list[Measurement]) -> Curves | None:
-    values: dict[str, set[Parameter]] = {}
-    for member in members:
-        for name, value in member.parameters.items():
-            values.setdefault(name, set()).add(value)
-    size = max(values, key=lambda name: len(values[name]), default=None)
-    if size is None or len(values[size]) < MIN_POINTS or len(values) > 1:
-        return None
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for member in members:
-        lines.setdefault(member.name, []).append((float(member.parameters[size]), member.microseconds))
-    return Curves(
-        title=group,
-        x_label=size.replace("_", " "),
-        y_label="µs",
-        lines={name: sorted(points) for name, points in lines.items() if len(points) > 1},
-        log_x=True,
-        log_y=True,
-    )
+    curves, alone = [], dict[str, dict[str, list[tuple[float, float]]]]()
+    for group, members in groups.items():
+        (size,) = members[0].parameters
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for member in members:
+            lines.setdefault(member.name, []).append((float(member.parameters[size]), member.microseconds))
+        lines = {name: sorted(points) for name, points in lines.items() if len(points) >= MIN_POINTS}
+        if len(lines) > 1:
+            curves.append(Curves(group, size.replace("_", " "), "µs", lines, log_x=True, log_y=True))
+        elif lines:
+            alone.setdefault(size.replace("_", " "), {})[group] = next(iter(lines.values()))
+    return curves + [Curves(f"kmscore by {size}", size, "µs", lines, log_x=True) for size, lines in alone.items()]

@@ -24,10 +24,10 @@ from tests.reference import store as reference
 
 BATCH = 500
 MERGE = pytest.mark.benchmark(group="merge of prepared records, each")
-MERGE_AT_SIZE = pytest.mark.benchmark(group="merge of 500 records, each, by size of the store")
+MERGE_AT_SIZE = pytest.mark.benchmark(group="merge of a record, by size of the store")
 GET = pytest.mark.benchmark(group="get, by size of the store")
 PUT = pytest.mark.benchmark(group="put, by size of the store")
-SINCE = pytest.mark.benchmark(group="since of 500 records, each, by size of the store")
+SINCE = pytest.mark.benchmark(group="since, each of 500 records, by size of the store")
 DIGESTS = pytest.mark.benchmark(group="digests of 500 changed records, each")
 
 EACH_SIZE = pytest.mark.parametrize(
