@@ -20,11 +20,11 @@ def _lines(report: Report) -> Iterator[str]:
         (
             "pass" if row.check.passed else "**FAIL**",
             row.part,
-            _plain(row.check.name),
+            row.check.name,
             row.value,
             row.limit,
             "same run" if row.check.same_run else "this machine",
-            _plain(row.check.meaning),
+            row.check.meaning,
         )
         for row in report.checks
     ]
@@ -56,7 +56,7 @@ def _grid(headers: Sequence[str], rows: Sequence[Sequence[str]], words: int | No
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def _plain(text: str) -> str:
