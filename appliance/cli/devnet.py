@@ -35,8 +35,9 @@ from appliance.tee.local import LocalTee
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Also run one node from this enclave image, in the emulator; see below.",
 )
+@click.option("--unregistered", is_flag=True, help="Leave the image's node for `nova-kms provision` to register.")
 @qemu_option
-def devnet(nodes: int, once: bool, directory: Path, eif: Path | None, qemu: Path | None) -> None:
+def devnet(nodes: int, once: bool, directory: Path, eif: Path | None, unregistered: bool, qemu: Path | None) -> None:
     """Run a chain, the registries, nodes and an example app on this machine.
 
     Derives the same key through every node, puts a value on one and reads it on the others, deletes it, and shows what
@@ -48,8 +49,9 @@ def devnet(nodes: int, once: bool, directory: Path, eif: Path | None, qemu: Path
     \b
       nova-kms image build --config enclave_image/devnet.toml --out dist/devnet-image
       nova-kms devnet --nodes 2 --eif dist/devnet-image/nova-kms.eif
-      nova-kms attest verify http://127.0.0.1:PORT --root .devnet/attest-root.pem \\
-        --measurements dist/devnet-image/measurements.json
+      nova-kms devnet --nodes 2 --eif dist/devnet-image/nova-kms.eif --unregistered
+      nova-kms provision --url http://image-node.devnet.test:8000 --root .devnet/attest-root.pem \\
+        --measurements dist/devnet-image/measurements.json --register
 
     \b
     While it runs, from another terminal in the same directory:
@@ -59,9 +61,11 @@ def devnet(nodes: int, once: bool, directory: Path, eif: Path | None, qemu: Path
       nova-kms app put greeting hello
       nova-kms app get greeting
     """
+    if unregistered and eif is None:
+        raise click.UsageError("--unregistered is about the node of an image: give one with --eif.")
     console = Console(highlight=False)
     try:
-        image = None if eif is None else ImageToRun(eif, obtain_qemu(qemu))
+        image = None if eif is None else ImageToRun(eif, obtain_qemu(qemu), registered=not unregistered)
         anyio.run(_run, console, nodes, once, directory, image)
     except ExceptionGroup as group:
         raise first_error(group) from group
@@ -100,6 +104,8 @@ def _addresses(cluster: Devnet, directory: Path) -> Table:
     table.add_row("KMS registry", profile.kms_registry)
     for node in cluster.nodes:
         table.add_row(node.process.name, node.process.url)
+    if cluster.image_node is not None and cluster.image_node.name not in {node.process.name for node in cluster.nodes}:
+        table.add_row(f"{cluster.image_node.name}, not registered", cluster.image_node.registered_url)
     table.add_row("profile", str(directory / PROFILE_FILE))
     if cluster.image_node is not None:
         table.add_row("attestation root", str(directory / ATTEST_ROOT_FILE))

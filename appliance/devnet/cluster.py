@@ -52,10 +52,13 @@ class RunningNode:
 
 @dataclass(frozen=True, slots=True)
 class ImageToRun:
-    """An image for one more node, and the QEMU to boot it with."""
+    """An image for one more node, the QEMU to boot it with, and whether the devnet registers what it attests: otherwise
+    the node waits for somebody to provision it.
+    """
 
     eif: Path
     qemu: Qemu
+    registered: bool = True
 
 
 class Devnet:
@@ -150,7 +153,9 @@ class Devnet:
             for node in self.nodes:
                 await self._register(registry, version, node.process, node.status.wallet, node.status.tee_pubkey)
         if image is not None and self._image is not None:
-            await self._start_image_node(registry, image, self._image.qemu, image_port)
+            booted = await self._boot_image(image, self._image.qemu, image_port)
+            if self._image.registered:
+                self.nodes = [*self.nodes, await self._register_image(registry, image, booted)]
         with self._progress.step("Registering an example app"):
             await self._register_app(registry)
         await self._wait_until_available()
@@ -176,7 +181,7 @@ class Devnet:
             processes.append(process)
         self.nodes = [RunningNode(process, await wait_until_serving(process)) for process in processes]
 
-    async def _start_image_node(self, registry: DevRegistry, image: NodeImage, qemu: Qemu, port: int) -> None:
+    async def _boot_image(self, image: NodeImage, qemu: Qemu, port: int) -> ImageNode:
         node = self.image_node = ImageNode(
             IMAGE_NODE,
             port,
@@ -188,13 +193,16 @@ class Devnet:
         )
         with self._progress.step("Booting a node from its image in the emulator"):
             self._background.start_soon(node.run)
-            status = await wait_until_serving(node, IMAGE_START_TIMEOUT_S)
+            await wait_until_serving(node, IMAGE_START_TIMEOUT_S)
+        (self._directory / ATTEST_ROOT_FILE).write_text(DER_cert_to_PEM_cert(node.attest_root_der))
+        return node
+
+    async def _register_image(self, registry: DevRegistry, image: NodeImage, node: ImageNode) -> RunningNode:
         with self._progress.step("Verifying its attestation and registering it"):
             identity = await node.attest()
-            (self._directory / ATTEST_ROOT_FILE).write_text(DER_cert_to_PEM_cert(node.attest_root_der))
             version = await registry.enroll_version(KMS_APP_ID, "image", image.code_measurement)
             await self._register(registry, version, node, identity.wallet, identity.tee_pubkey.der)
-        self.nodes = [*self.nodes, RunningNode(node, status)]
+        return RunningNode(node, await wait_until_serving(node))
 
     async def _register(
         self, registry: DevRegistry, version: int, node: DevnetNode, wallet: str, tee_pubkey: bytes

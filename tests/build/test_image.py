@@ -376,6 +376,7 @@ def test_one_kernel_option_is_named_and_nothing_else(original):
     ]
 
 
+@pytest.mark.kernel
 def test_a_kernel_compiled_elsewhere_with_other_jobs_is_the_same(built, sources, cache_copy, open_directory):
     store = open_directory / "store"
     again = build(open_directory, sources, other=True, cache=cache_copy, store=store, reuse_kernel=False)

@@ -150,39 +150,46 @@ def test_what_the_parent_may_not_set_ends_the_boot(
 # --- in a cluster ---
 
 
-@pytest.fixture
-def devnet(devnet_image: BuiltImage, tmp_path: Path) -> Iterator[RunningDevnet]:
-    running = RunningDevnet(tmp_path, "--nodes", "2", "--eif", str(devnet_image.eif))
+@contextlib.contextmanager
+def running_devnet(image: BuiltImage, directory: Path, *options: str) -> Iterator[RunningDevnet]:
+    """Two ordinary nodes and one from the image; stopped in order at the end."""
+    devnet = RunningDevnet(directory, "--nodes", "2", "--eif", str(image.eif), *options)
     try:
-        running.await_ready(DEVNET_TIMEOUT_S)
-        yield running
+        devnet.await_ready(DEVNET_TIMEOUT_S)
+        yield devnet
+        devnet.process.terminate()
+        assert devnet.await_end() == 0, devnet.output()
+        assert devnet.left_over() == set()
     finally:
-        running.close()
+        devnet.close()
 
 
 def test_a_node_from_the_image_joins_ordinary_nodes_and_serves_the_same_keys(
-    devnet: RunningDevnet, devnet_image: BuiltImage, image: BuiltImage
+    devnet_image: BuiltImage, tmp_path: Path
 ) -> None:
-    assert re.search("compare the keys.*all.*equal", devnet.output()), devnet.output()
-    report = json.loads(devnet.run("status", "--json"))
+    with running_devnet(devnet_image, tmp_path) as devnet:
+        assert re.search("compare the keys.*all.*equal", devnet.output()), devnet.output()
+        assert re.search("read it after replication.*image-node.*same value", devnet.output()), devnet.output()
+        report = json.loads(devnet.run("status", "--json"))
     assert (report["serving"], len(report["nodes"])) == (3, 3)
-    (url,) = re.findall(r"image-node .*?(http://127\.0\.0\.1:\d+)", devnet.output())
-    root = devnet.directory / "attest-root.pem"
-    proven = json.loads(
-        nova(
-            "attest", "verify", url, "--root", str(root), "--measurements", str(devnet_image.measurements), "--json"
-        ).splitlines()[-2]
-    )
-    published = json.loads(devnet_image.measurements.read_text())
-    assert {name: proven["pcrs"][name] for name in ("PCR0", "PCR1", "PCR2")} == {
-        name: published[name] for name in ("PCR0", "PCR1", "PCR2")
-    }
-    assert proven["wallet"] in devnet.run("status", "--json"), "the keys that the registry lists are those attested"
-    refused = nova("attest", "verify", url, "--root", str(root), "--measurements", str(image.measurements), code=1)
-    assert "refused at measurements" in refused
-    devnet.process.terminate()
-    assert devnet.await_end() == 0, devnet.output()
-    assert devnet.left_over() == set()
+
+
+def test_a_booted_image_is_provisioned_and_then_joins_by_itself(
+    devnet_image: BuiltImage, image: BuiltImage, tmp_path: Path
+) -> None:
+    with running_devnet(devnet_image, tmp_path, "--unregistered") as devnet:
+        root, bundle = devnet.directory / "attest-root.pem", tmp_path / "bundle.json"
+        asked = ["provision", "--url", "http://image-node.devnet.test:8000", "--root", str(root)]
+        asked += ["--devnet", str(devnet.directory), "--out", str(bundle), "--register"]
+        refused = nova(*asked, "--measurements", str(image.measurements), code=1)
+        assert "measurements" in refused
+        assert not bundle.exists()
+        assert "2 of 2" in devnet.run("status"), "what was refused is not registered"
+
+        nova(*asked, "--measurements", str(devnet_image.measurements))
+        eventually(lambda: json.loads(devnet.run("status", "--json"))["serving"] == 3, BOOT_TIMEOUT_S)
+        listed = json.loads(devnet.run("status", "--json"))["nodes"]
+        assert json.loads(bundle.read_text())["wallet"] in json.dumps(listed), "the wallet that was attested is listed"
 
 
 def test_an_image_for_another_chain_is_refused_by_the_devnet(image: BuiltImage, tmp_path: Path) -> None:
