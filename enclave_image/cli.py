@@ -81,6 +81,8 @@ class ImageGroup(click.Group):
             return super().invoke(ctx)
         except ImageError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:  # a full disk, a directory that is not ours
+            raise click.ClickException(f"{error.strerror or error}: {error.filename or 'a file'}") from error
 
 
 def progress() -> Callable[[str], None]:

@@ -43,7 +43,12 @@ class Cache:
         return self._directory / "sha256" / sha256[:2] / sha256
 
     def __contains__(self, sha256: str) -> bool:
-        return self.path(sha256).is_file()
+        """Whether a file with this hash is there, undamaged."""
+        try:
+            with self.path(sha256).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        except FileNotFoundError:
+            return False
 
     def read(self, sha256: str, name: str) -> bytes:
         """Contents with exactly this hash; `name` is for the error.
@@ -60,15 +65,16 @@ class Cache:
         found = hashlib.sha256(data).hexdigest()
         if found != sha256:
             raise LockError(
-                f"{name}: expected {sha256}, found {found} in the cache {self._directory}: delete that file"
+                f"{name}: expected {sha256}, found {found} in the cache {self._directory}: replace it with "
+                "`nova-kms image fetch`"
             )
         return data
 
     def put(self, data: bytes) -> str:
-        """Store `data` and return its hash; a file appears whole or not at all."""
+        """Store `data` and return its hash; a file appears whole or not at all, also in the place of a damaged one."""
         digest = hashlib.sha256(data).hexdigest()
         path = self.path(digest)
-        if not path.exists():
+        if digest not in self:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.parent / f".{secrets.token_hex(8)}"
             partial.write_bytes(data)

@@ -14,7 +14,7 @@ class ReproductionError(ImageError):
     def __init__(self, differences: tuple[Difference, ...]) -> None:
         shown = "\n  ".join(str(difference) for difference in differences)
         super().__init__(
-            f"the rebuilt image differs in {len(differences)} places; the first one comes first:\n  {shown}"
+            f"the rebuilt image differs in {len(differences)} places; the given image is on the left:\n  {shown}"
         )
         self.differences = differences
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that the build and the devnet need, or says which are missing and how to get them.
+# Installs the Debian packages that the build, the tests and the devnet need, or says which are missing and how to get them.
 # Usage: tools/debian-packages.sh [python interpreter]
 set -euo pipefail
 
@@ -12,6 +12,7 @@ command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v pkg-config >/dev/null || missing+=(pkg-config)
 have_header secp256k1_recovery.h || missing+=(libsecp256k1-dev)
 have_header openssl/evp.h || missing+=(libssl-dev)
+command -v cpio >/dev/null || missing+=(cpio) # reads what the image builder writes, in its tests
 command -v npm >/dev/null || missing+=(nodejs npm)
 
 if ! command -v "$python" >/dev/null; then

@@ -263,6 +263,9 @@ def test_every_module_of_the_project_imports_in_the_image(built, tmp_path):
     assert {"kmscore.pop", "appliance.main", "appliance.cli"} <= set(modules)
     # No code that could sign a document under a root of its own making.
     assert [module for module in modules if "software" in module] == []
+    # Nothing of what the parent, a person or a development cluster runs.
+    elsewhere = ("appliance.host", "appliance.client", "appliance.devnet")
+    assert [module for module in modules if module.startswith(elsewhere)] == []
     statements = "\n".join(f"import {module}" for module in [*modules, "enclave_init.main", "web3", "uvicorn"])
     enter = ["unshare", "--user", "--map-root-user", "--mount", "chroot", str(tmp_path)]
     done = subprocess.run(

@@ -1,14 +1,21 @@
 """The commands: exit status, one message per error, what they print."""
 
+import dataclasses
 import json
+import re
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from enclave_image import cli
+from enclave_image.build import BuildPlace, Image
 from enclave_image.eif import Eif, Section, SectionType, encode_eif
-from enclave_image.lock import Lock, encode_lock, load_lock
+from enclave_image.errors import StepError
+from enclave_image.fetch import Cache
+from enclave_image.lock import Lock, LockedDeb, LockedWheel, Use, encode_lock, load_lock
+from enclave_image.resolve import lock_sources
 
 
 def eif(cmdline: bytes) -> bytes:
@@ -111,6 +118,93 @@ def test_a_build_refuses_sources_that_are_not_locked(lock_file, tmp_path):
     assert result.exit_code == 1
     assert "the source tree kmscore is not the locked one: expected aaaa" in result.stderr
     assert "nova-kms image lock --sources-only" in result.stderr
+
+
+COMMITTED = load_lock(cli.LOCK_FILE)
+FIRST_TOOL = COMMITTED.debs_for(Use.BUILD)[0]
+
+
+def other_hash(lock: Lock, of: LockedDeb | LockedWheel) -> Lock:
+    debs = tuple(dataclasses.replace(held, sha256="0" * 64) if held == of else held for held in lock.debs)
+    wheels = tuple(dataclasses.replace(held, sha256="0" * 64) if held == of else held for held in lock.wheels)
+    return dataclasses.replace(lock, debs=debs, wheels=wheels)
+
+
+ALTERED: dict[str, tuple[Lock, bytes | None, str]] = {
+    # the lock, what the cache holds for the first package of the build root, what is said
+    "package in the cache": (
+        COMMITTED,
+        b"other",
+        f"expected {FIRST_TOOL.sha256}, found {sha256(b'other').hexdigest()}",
+    ),
+    "package not in the cache": (COMMITTED, None, f"{FIRST_TOOL.name} .* is not in the cache .*`nova-kms image fetch`"),
+    "package in the lock": (
+        other_hash(COMMITTED, FIRST_TOOL),
+        b"other",
+        f"{FIRST_TOOL.name} .*0000.* is not in the cache",
+    ),
+    "wheel in the lock": (
+        other_hash(COMMITTED, COMMITTED.wheels_for(Use.RUNTIME)[0]),
+        None,
+        r"is not the release that requirements/runtime\.lock pins: lock anew with `nova-kms image lock`",
+    ),
+    "source tree in the lock": (
+        dataclasses.replace(COMMITTED, trees={**COMMITTED.trees, "kmscore": "0" * 64}),
+        None,
+        "source tree kmscore is not the locked one: expected 0000.*`nova-kms image lock --sources-only`",
+    ),
+}
+
+
+@pytest.mark.parametrize(("lock", "cached", "reason"), ALTERED.values(), ids=ALTERED)
+def test_a_build_from_an_altered_input_ends_in_the_refusal_that_names_it(lock, cached, reason, tmp_path):
+    if lock.trees == COMMITTED.trees:
+        lock = dataclasses.replace(lock, trees=lock_sources(cli.CHECKOUT))
+    (tmp_path / "image.lock").write_text(encode_lock(lock))
+    if cached is not None:
+        place = Cache(tmp_path).path(FIRST_TOOL.sha256)
+        place.parent.mkdir(parents=True)
+        place.write_bytes(cached)
+    places = ["--cache", tmp_path, "--store", tmp_path / "store", "--out", tmp_path / "out"]
+    result = run("build", "--lock", tmp_path / "image.lock", *places)
+    assert result.exit_code == 1
+    assert re.search(f"^Error: .*{reason}", result.stderr, re.MULTILINE), result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+STORES = {
+    "build believes this machine's": (["build"], "home/.cache/nova-kms/image/built"),
+    "build, another directory": (["build", "--store", "own"], "own"),
+    "verify believes nothing": (["verify"], "scratch"),
+    "verify, when told to": (["verify", "--reuse-kernel"], "home/.cache/nova-kms/image/built"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "store"), STORES.values(), ids=STORES)
+def test_what_was_compiled_is_never_taken_from_a_copy_of_the_inputs(arguments, store, images, tmp_path, monkeypatch):
+    places: list[BuildPlace] = []
+
+    def stop(recipe: object, lock: object, place: BuildPlace, **_: object) -> Image:
+        places.append(place)
+        raise StepError("stopped")
+
+    monkeypatch.setattr(cli, "build_image", stop)
+    monkeypatch.setenv("HOME", "home")
+    monkeypatch.delenv("NOVA_KMS_IMAGE_STORE", raising=False)
+    eif = [images[0]] if arguments[0] == "verify" else []
+    assert run(*arguments, "--cache", tmp_path / "copy", *eif).stderr.endswith("Error: stopped\n")
+    (place,) = places
+    if store == "scratch":
+        assert place.store == place.scratch / "store"
+        assert not place.reuse_kernel
+    else:
+        assert place.store == Path(store)
+    assert not place.store.is_relative_to(tmp_path / "copy")
+
+
+def test_what_the_system_refuses_is_one_message_without_traceback():
+    result = run("describe", "/proc/self/mem")
+    assert (result.exit_code, result.stderr) == (1, "Error: Input/output error: a file\n")
 
 
 def test_every_command_has_help():

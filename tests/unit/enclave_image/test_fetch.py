@@ -33,6 +33,15 @@ def test_a_cached_file_that_changed_is_refused_with_both_hashes(tmp_path):
         cache.read(DIGEST, "libc6")
 
 
+def test_a_damaged_file_counts_as_missing_and_is_replaced(tmp_path):
+    cache = Cache(tmp_path)
+    cache.put(DATA)
+    cache.path(DIGEST).write_bytes(b"other")
+    assert DIGEST not in cache
+    cache.put(DATA)
+    assert cache.read(DIGEST, "x") == DATA
+
+
 def test_a_download_with_another_hash_or_size_is_refused():
     check_fetched("libc6", DATA, DIGEST, len(DATA))
     with pytest.raises(LockError, match="Do not build"):
