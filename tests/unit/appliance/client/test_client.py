@@ -170,6 +170,14 @@ BAD_CALLS: dict[str, Callable[[Any], Awaitable[object]]] = {
 }
 
 
+async def test_a_key_that_no_request_can_carry_is_the_calls_fault_and_no_nodes(bench: Bench) -> None:
+    bench.add_node()
+    async with bench.client() as kms:
+        with pytest.raises(BadRequest, match="key is too long"):
+            await kms.get("k" * 70_000)
+
+
+
 @pytest.mark.parametrize("call", BAD_CALLS.values(), ids=BAD_CALLS.keys())
 async def test_a_call_that_cannot_be_right_is_refused_before_anything_is_sent(
     bench: Bench, call: Callable[[Any], Awaitable[object]]
