@@ -31,10 +31,14 @@ def new_http_client(tunnels: Tunnels | None = None) -> httpx.AsyncClient:
         follow_redirects=False,
         timeout=httpx.Timeout(60.0, connect=5.0),
         limits=limits,
-        # One peer's cookie must not grow, or fail, the requests to another one.
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        cookies=no_cookies(),
         headers={"Accept": "application/json", "Accept-Encoding": "identity"},
     )
+
+
+def no_cookies() -> CookieJar:
+    """A jar that takes none: one node's cookie must not grow, or fail, the requests to another one."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
 async def read_bounded(response: httpx.Response, limit_bytes: int) -> bytes:

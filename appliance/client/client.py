@@ -62,6 +62,7 @@ from appliance.client.errors import (
 from appliance.client.pool import NodePool
 from appliance.client.session import Attempt, AttemptFailed, KmsRequest, NodeSession
 from appliance.clock import Clock, SystemClock
+from appliance.http import no_cookies
 from appliance.log import short
 from appliance.tee.port import TeeProvider
 from kmscore.envelope import LABELS
@@ -284,6 +285,7 @@ def _new_http_client(
         verify=True if tls is None else tls,
         trust_env=False,
         follow_redirects=False,
+        cookies=no_cookies(),
         timeout=httpx.Timeout(attempt_timeout_s, connect=connect_timeout_s),
         limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=KEEPALIVE_EXPIRY_S),
         headers={"Accept": "application/json", "Accept-Encoding": "identity"},

@@ -57,7 +57,7 @@ _BEFORE_AUTHENTICATION = {
 # What these say about a node that was asked for its document; any other answer is no proof.
 _NO_DOCUMENT = {429: FailureKind.RATE_LIMITED, 503: FailureKind.UNAVAILABLE}
 # Raised by httpx before a byte of the request has left.
-_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL)
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +185,10 @@ class NodeSession:
         attempt.may_have_run = True
         try:
             answer = await self._stream(request.method, url, body, headers, self._limit_bytes)
+        except httpx.InvalidURL as error:
+            # The node's own URL is short: what makes it too long is the key.
+            attempt.may_have_run = False
+            raise BadRequest("key is too long for a request") from error
         except _NOT_SENT as error:
             attempt.may_have_run = False
             raise self._failed(FailureKind.UNREACHABLE, "no connection") from error

@@ -4,6 +4,7 @@ TLS ends in the enclave, which has a list of its own; this one protects the pare
 that only a pattern admits must have a public address: a name is no way to the parent's own or its neighbours' services.
 """
 
+import contextlib
 import ipaddress
 import logging
 import socket
@@ -24,6 +25,8 @@ MAX_CONNECTIONS: Final = 512
 MAX_HEAD_BYTES: Final = 8192
 HEAD_TIMEOUT_S: Final = 10.0
 CONNECT_TIMEOUT_S: Final = 10.0
+# A family that leads nowhere must leave the other one its time: the enclave waits five seconds for a tunnel.
+FIRST_FAMILY_S: Final = 2.0
 IDLE_S: Final = 300.0
 
 # Addresses of IPv6 that lead to one of IPv4: through a translator that the network may have (RFC 6052), or by
@@ -108,12 +111,22 @@ async def dial_anywhere(host: str, port: int) -> SocketStream:
 
 
 async def dial_public(host: str, port: int) -> SocketStream:
-    """A TCP connection to the first public address of a host. Raises `Refused(403)` when it has none."""
+    """A TCP connection to a public address of a host, the first of each family in turn.
+
+    Raises `Refused(403)` when it has none.
+    """
     found = await anyio.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-    public = [entry[4][0] for entry in found if _is_public(entry[4][0])]
+    public: dict[int, str] = {}
+    for family, _, _, _, where in found:
+        if _is_public(where[0]):
+            public.setdefault(family, where[0])
     if not public:
         raise Refused(403)
-    return await anyio.connect_tcp(public[0], port)
+    *others, last = public.values()
+    for address in others:
+        with contextlib.suppress(OSError), anyio.move_on_after(FIRST_FAMILY_S):
+            return await anyio.connect_tcp(address, port)
+    return await anyio.connect_tcp(last, port)
 
 
 class Egress:

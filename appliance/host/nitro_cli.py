@@ -3,6 +3,7 @@
 It answers the platform's heartbeat itself, so nothing here listens for that one.
 """
 
+import math
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -18,8 +19,8 @@ from kmscore.json import parse_json
 
 PROGRAM: Final = "nitro-cli"
 MIN_CID: Final = 4
-# The tool itself waits 90 s for the heartbeat, and again for every 6 GiB of image and 100 GiB of memory.
-RUN_TIMEOUT_S: Final = 200.0
+# The tool itself waits for the heartbeat: so long for every 6 GiB of image and again for every 100 GiB of memory.
+HEARTBEAT_S: Final = 90.0
 ASK_TIMEOUT_S: Final = 20.0
 MAX_OUTPUT_BYTES: Final = 1 << 20
 _MISSING: Final = (
@@ -49,6 +50,15 @@ class RunningEnclave:
     state: str
 
 
+def start_timeout_s(memory_mib: int) -> float:
+    """How long the tool may take to start an enclave with this memory, which is at least four times the image.
+
+    Longer than the tool waits by itself: one that is killed before leaves an enclave behind that nobody knows.
+    """
+    image_gib, memory_gib = memory_mib / 4096, memory_mib / 1024
+    return ASK_TIMEOUT_S + HEARTBEAT_S * (math.ceil(image_gib / 6) + math.ceil(memory_gib / 100))
+
+
 class NitroCli:
     """The tool as a port; `command` is how it is called, with a path in tests."""
 
@@ -66,7 +76,7 @@ class NitroCli:
             words += ["--enclave-cid", str(start.cid)]
         if start.debug:
             words.append("--debug-mode")
-        return _parse_enclave(await self._ask(words, RUN_TIMEOUT_S))
+        return _parse_enclave(await self._ask(words, start_timeout_s(start.memory_mib)))
 
     async def describe_enclaves(self) -> list[RunningEnclave]:
         """All enclaves of this parent. Raises as `run_enclave`."""

@@ -17,6 +17,7 @@ from appliance.host.nitro_cli import EnclaveStart, RunningEnclave
 from appliance.host.parameters import PORT as PARAMETERS_PORT
 from appliance.host.parameters import RuntimeParameters, answer_parameters
 from appliance.host.streams import Wires, listen_tcp
+from appliance.log import MAX_VALUE_CHARS
 from appliance.settings import LogLevel
 from appliance.variables import TcpAddress
 from kmscore.errors import ConfigError, Unavailable
@@ -30,8 +31,6 @@ EGRESS_PORT: Final = 8001
 MEMORY_PER_EIF: Final = 4
 MIN_MEMORY_MIB: Final = 1024
 LOOK_EVERY_S: Final = 5.0
-# One look that fails says nothing about the enclave.
-MAX_FAILED_LOOKS: Final = 6
 TERMINATE_TIMEOUT_S: Final = 30.0
 
 
@@ -88,50 +87,62 @@ async def run_host(plan: HostPlan, tool: EnclaveTool, wires: Wires, show_console
     Raises `ConfigError` when something cannot be had (a port, the tool), `Unavailable` when the enclave does not start
     or has ended. In debug mode `show_console` gets what it prints.
     """
+    if not plan.allowed:
+        logger.warning("the enclave may reach nothing, the chain's RPC included: no host is allowed")
     with _listeners(plan, wires) as (clients, parameters, way_out):
         async with anyio.create_task_group() as group:
             # Both before the enclave: it asks for its parameters while the tool still waits for the heartbeat.
             group.start_soon(answer_parameters, parameters, plan.parameters)
             if way_out is not None:
                 group.start_soon(Egress(plan.allowed, dial=plan.dial).serve, way_out)
+            logger.info("starting the enclave")
             # Shielded: an enclave that is about to run when we are told to stop must be known, to be ended.
             with anyio.CancelScope(shield=True):
                 enclave = await tool.run_enclave(plan.start)
+            logger.info("the enclave runs", extra={"source": enclave.enclave_id, "address": f"vsock:{enclave.cid}"})
+            ended = False
             try:
-                logger.info("the enclave runs", extra={"source": enclave.enclave_id, "address": f"vsock:{enclave.cid}"})
                 connect = partial(wires.connect, enclave.cid, plan.service_port)
                 group.start_soon(Ingress(connect).serve, clients)
                 if plan.start.debug:
                     group.start_soon(tool.console, enclave.enclave_id, show_console)
-                await _watch(tool, enclave, plan.look_every_s)
+                await _wait_for_end(tool, enclave, plan.look_every_s)
+                ended = True
             finally:
-                with anyio.move_on_after(TERMINATE_TIMEOUT_S, shield=True):
-                    await _terminate(tool, enclave)
+                if not ended:
+                    with anyio.move_on_after(TERMINATE_TIMEOUT_S, shield=True):
+                        await _terminate(tool, enclave)
+            raise Unavailable("the enclave has ended; start it in debug mode to see its console")
 
 
-async def _watch(tool: EnclaveTool, enclave: RunningEnclave, every_s: float) -> None:
-    """Raises `Unavailable` once the enclave does not run any more, or nothing can be learnt about it for long."""
-    failed = 0
+async def _wait_for_end(tool: EnclaveTool, enclave: RunningEnclave, every_s: float) -> None:
+    """Returns once the enclave is known not to run any more.
+
+    A tool that fails, or is missing while it is upgraded, says nothing about the enclave: ending it for that would lose
+    what it holds.
+    """
+    seen = True
     while True:
         await anyio.sleep(every_s)
         try:
             known = await tool.describe_enclaves()
-        except Unavailable as error:
-            failed += 1
-            logger.warning("the enclave cannot be looked at", extra={"reason": str(error)})
-            if failed == MAX_FAILED_LOOKS:
-                raise
+        except (ConfigError, Unavailable) as error:
+            if seen:
+                logger.warning("the enclave cannot be looked at", extra={"reason": str(error)[:MAX_VALUE_CHARS]})
+            seen = False
             continue
-        failed = 0
         if not any(one.enclave_id == enclave.enclave_id and one.state == "RUNNING" for one in known):
-            raise Unavailable("the enclave has ended; start it in debug mode to see its console")
+            return
+        if not seen:
+            logger.info("the enclave can be looked at again")
+        seen = True
 
 
 async def _terminate(tool: EnclaveTool, enclave: RunningEnclave) -> None:
     try:
         await tool.terminate_enclave(enclave.enclave_id)
     except (ConfigError, Unavailable) as error:
-        logger.warning("the enclave was not ended", extra={"reason": str(error)})
+        logger.warning("the enclave was not ended", extra={"reason": str(error)[:MAX_VALUE_CHARS]})
 
 
 @contextmanager

@@ -75,7 +75,8 @@ class EmulatedEnclave:
     """One image running in QEMU between `__enter__` and `__exit__`; its methods may be called from any thread.
 
     `root` signs the documents; without one there is a root for this enclave alone. Raises `ConfigError` for an image
-    that cannot be booted, and for an instance id that is none.
+    that cannot be booted, and for an instance id that is none; on entering, when QEMU cannot be started or a file not
+    be written.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class EmulatedEnclave:
 
     def _start(self) -> None:
         if self._options.attest_root is not None:
-            self._options.attest_root.write_bytes(self._root.pem)
+            self._write_root(self._options.attest_root)
         self._directory = Path(tempfile.mkdtemp(prefix="nova-kms-enclave-"))
         memory = self._options.memory_mib or default_memory_mib(self._image.eif_bytes)
         boot = Boot(
@@ -156,6 +157,12 @@ class EmulatedEnclave:
             self._process = started.result(START_TIMEOUT_S)
         except OSError as error:
             raise ConfigError("QEMU cannot be started") from error
+
+    def _write_root(self, file: Path) -> None:
+        try:
+            file.write_bytes(self._root.pem)
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
 
     def stop(self) -> None:
         """End the machine and everything around it, whatever state it is in; idempotent, blocks for some seconds."""

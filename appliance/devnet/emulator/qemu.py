@@ -4,8 +4,10 @@ The machine is `microvm`, whose devices are announced to the kernel as the platf
 emulated in software: no KVM, no capability, no network.
 """
 
+import argparse
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -200,12 +202,18 @@ def _fetch(directory: Path, say: Callable[[str], None]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Fetch QEMU into the directory that is the one argument."""
-    (directory,) = arguments
-    install_qemu(Path(directory), print)
+    """Fetch QEMU into the directory that is the one argument. Ends the process with a sentence when it cannot."""
+    parser = argparse.ArgumentParser(
+        prog="python -m appliance.devnet.emulator.qemu",
+        description="Have this machine's apt fetch QEMU and its libraries into DIRECTORY. Nothing is installed.",
+        epilog="Example: python -m appliance.devnet.emulator.qemu ~/.cache/nova-kms/qemu",
+    )
+    parser.add_argument("directory", metavar="DIRECTORY", type=Path, help="where QEMU is put, some 170 MB")
+    try:
+        install_qemu(parser.parse_args(arguments).directory, print)
+    except ConfigError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
-    import sys
-
     main(sys.argv[1:])

@@ -170,6 +170,13 @@ BAD_CALLS: dict[str, Callable[[Any], Awaitable[object]]] = {
 }
 
 
+async def test_a_key_that_no_request_can_carry_is_the_calls_fault_and_no_nodes(bench: Bench) -> None:
+    bench.add_node()
+    async with bench.client() as kms:
+        with pytest.raises(BadRequest, match="key is too long"):
+            await kms.get("k" * 70_000)
+
+
 @pytest.mark.parametrize("call", BAD_CALLS.values(), ids=BAD_CALLS.keys())
 async def test_a_call_that_cannot_be_right_is_refused_before_anything_is_sent(
     bench: Bench, call: Callable[[Any], Awaitable[object]]
@@ -184,6 +191,23 @@ async def test_a_call_that_cannot_be_right_is_refused_before_anything_is_sent(
 async def test_a_label_that_is_none_of_the_protocol_is_a_configuration_error(bench: Bench) -> None:
     with pytest.raises(ConfigError, match="label"):
         bench.client(label="no such label")
+
+
+async def test_a_node_s_cookies_go_to_no_other_node(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
+    made: list[httpx.AsyncClient] = []
+    original = httpx.AsyncClient
+
+    def remember(**options: Any) -> httpx.AsyncClient:
+        made.append(original(**options))
+        return made[-1]
+
+    monkeypatch.setattr("appliance.client.client.httpx.AsyncClient", remember)
+    async with KmsClient(bench.identity, StaticDirectory([])):
+        (http,) = made
+        asked = httpx.Request("GET", "https://kms1.example.com/nonce")
+        large = [("set-cookie", f"c{number}={'x' * 4000}; Domain=example.com") for number in range(40)]
+        http.cookies.extract_cookies(httpx.Response(200, headers=large, request=asked))
+        assert "cookie" not in http.build_request("GET", "https://kms2.example.com/nonce").headers
 
 
 async def test_its_own_connections_verify_tls_follow_nothing_and_ignore_the_environment(

@@ -157,6 +157,33 @@ async def test_no_private_address_is_dialled_for_a_pattern(host: str) -> None:
     assert refusal.value.status == 403
 
 
+@pytest.mark.parametrize("hangs", [False, True], ids=["refused", "silent"])
+async def test_a_host_that_cannot_be_reached_in_one_family_is_tried_in_the_other(
+    monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    tried: list[str] = []
+    reached = object()
+
+    async def resolve(_host: str, port: int, **_: object) -> list[Any]:
+        sixes = [(socket.AF_INET6, 1, 6, "", (f"2606:4700::{number}", port, 0, 0)) for number in range(1, 9)]
+        return [*sixes, (socket.AF_INET, 1, 6, "", ("10.0.0.1", port)), (socket.AF_INET, 1, 6, "", ("8.8.8.8", port))]
+
+    async def connect(host: str, _port: int) -> object:
+        tried.append(host)
+        if host == "8.8.8.8":
+            return reached
+        if hangs:
+            await anyio.sleep_forever()
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr("appliance.host.egress.anyio.getaddrinfo", resolve)
+    monkeypatch.setattr("appliance.host.egress.anyio.connect_tcp", connect)
+    monkeypatch.setattr("appliance.host.egress.FIRST_FAMILY_S", 0.05, raising=False)
+    with anyio.fail_after(5):
+        assert await dial_public("peer.example", 443) is reached
+    assert tried == ["2606:4700::1", "8.8.8.8"]
+
+
 ENTRIES = {
     "a.example:443": Allowed("a.example", 443),
     "A.example:1": Allowed("a.example", 1),

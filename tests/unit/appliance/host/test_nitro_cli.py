@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.host.nitro_cli import EnclaveStart, NitroCli, RunningEnclave
+from appliance.host.nitro_cli import EnclaveStart, NitroCli, RunningEnclave, start_timeout_s
 from kmscore.errors import ConfigError, Unavailable
 from tests.support import fake_nitro_cli
 from tests.support.fake_nitro_cli import ENCLAVE_ID
@@ -84,3 +84,8 @@ async def test_an_answer_without_end_is_cut_off() -> None:
 async def test_a_list_is_expected_of_a_description() -> None:
     with pytest.raises(Unavailable):
         await saying("{}").describe_enclaves()
+
+
+@pytest.mark.parametrize(("memory_mib", "waits_s"), [(1024, 180), (25 << 10, 270), (101 << 10, 630)])
+def test_the_tool_is_given_longer_than_it_waits_for_the_heartbeat(memory_mib: int, waits_s: int) -> None:
+    assert start_timeout_s(memory_mib) == waits_s + 20

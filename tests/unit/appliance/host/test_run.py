@@ -132,6 +132,49 @@ async def test_an_enclave_that_ends_by_itself_stops_everything(tmp_path: Path, w
     assert "has ended" in str(error)
 
 
+async def test_an_enclave_that_ended_is_not_ended_again(tmp_path: Path, wires: UnixWires) -> None:
+    async with anyio.create_task_group() as group:
+
+        async def end_it() -> None:
+            await until((tmp_path / "enclave").exists)
+            await anyio.sleep(0.1)
+            (tmp_path / "enclave").unlink()
+
+        group.start_soon(end_it)
+        await failure_of(plan_for(tmp_path), cli_of(tmp_path), wires)
+    assert "terminate-enclave" not in (tmp_path / "calls").read_text()
+
+
+@pytest.mark.parametrize("trouble", ["it fails", "it is being upgraded"])
+async def test_a_tool_that_cannot_say_how_the_enclave_is_does_not_cost_the_enclave(
+    tmp_path: Path, wires: UnixWires, trouble: str
+) -> None:
+    tool = tmp_path / "nitro-cli"
+    real = f'#!/bin/sh\nexec {sys.executable} {fake_nitro_cli.__file__} {tmp_path} "$@"\n'
+    tool.write_text(real)
+    tool.chmod(0o755)
+
+    def looks() -> int:
+        return (tmp_path / "calls").read_text().count("describe-enclaves")
+
+    async with running(lambda: run_host(plan_for(tmp_path), NitroCli([str(tool)]), wires, lambda _: None)):
+        await until(lambda: (tmp_path / "enclave").exists() and looks() > 0)
+        if trouble == "it fails":
+            (tmp_path / "fail").write_text("[ E51 ] Log file cannot be written.")
+            seen = looks()
+            await until(lambda: looks() > seen + 8)
+            (tmp_path / "fail").unlink()
+        else:
+            tool.unlink()
+            await anyio.sleep(0.3)
+            tool.write_text(real)
+            tool.chmod(0o755)
+        seen = looks()
+        await until(lambda: looks() > seen + 1)
+        assert (tmp_path / "enclave").exists()
+    assert not (tmp_path / "enclave").exists()
+
+
 async def test_an_enclave_that_does_not_start_leaves_nothing_behind(tmp_path: Path, wires: UnixWires) -> None:
     (tmp_path / "fail").write_text("E26")
     plan = plan_for(tmp_path)

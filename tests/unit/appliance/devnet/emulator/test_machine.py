@@ -128,6 +128,13 @@ def test_the_throw_away_root_is_written_where_a_verifier_finds_it(tmp_path: Path
         assert written.public_bytes(Encoding.DER) == running.attest_root_der
 
 
+def test_a_place_where_the_root_cannot_be_written_is_a_matter_of_configuration(tmp_path: Path) -> None:
+    options = EnclaveOptions(attest_root=tmp_path / "missing" / "root.pem")
+    with pytest.raises(ConfigError, match=r"root\.pem cannot be written: No such file"), enclave("exit 0", options):
+        raise AssertionError("nothing may start")
+    assert threads() == set()
+
+
 def test_without_a_guest_nobody_is_reached() -> None:
     with enclave("exec sleep 1000") as running, pytest.raises(ConnectionRefusedError):
         running.connect_to_guest(80)

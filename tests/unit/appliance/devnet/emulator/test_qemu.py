@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.devnet.emulator.qemu import Boot, Qemu, boot_command, find_qemu, install_qemu
+from appliance.devnet.emulator.qemu import Boot, Qemu, boot_command, find_qemu, install_qemu, main
 from kmscore.errors import ConfigError
 
 GOOD = "echo 'name \"vhost-user-test-device\", bus virtio-bus'"
@@ -96,3 +96,29 @@ def test_the_secure_module_can_be_left_out() -> None:
     boot = Boot(Path("/run"), "", memory_mib=512, cpus=1, secure_module=False)
 
     assert options(boot_command(Qemu(("qemu",)), boot), "-device") == ["i8042", "vhost-user-vsock-device,chardev=vsock"]
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), ([], 2), (["--no-such-option"], 2), (["a", "b"], 2)])
+def test_nothing_is_fetched_for_words_that_are_no_directory(
+    words: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fetch(*_: object) -> None:
+        raise AssertionError("nothing may be fetched")
+
+    monkeypatch.setattr("appliance.devnet.emulator.qemu.install_qemu", fetch)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == code
+    said = capsys.readouterr()
+    assert "usage: python -m appliance.devnet.emulator.qemu" in said.out + said.err
+
+
+def test_a_fetch_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fetch(*_: object) -> None:
+        raise ConfigError("QEMU cannot be fetched: no mirror")
+
+    monkeypatch.setattr("appliance.devnet.emulator.qemu.install_qemu", fetch)
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path)])
+    assert ended.value.code == "QEMU cannot be fetched: no mirror"
