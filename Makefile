@@ -11,7 +11,7 @@ IMAGE_ARGS ?=
 
 EXTENSION_SOURCES := setup.py pyproject.toml $(wildcard kmscore/*.pyx kmscore/*.pxd kmscore/_ffi/*.pxd)
 
-.PHONY: help setup run test lint bench contracts image devnet-image run-image test-image lock-sources clean
+.PHONY: help setup run test lint bench bench-quick contracts image devnet-image run-image test-image lock-sources clean
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 18
 
@@ -46,8 +46,21 @@ test-image: image devnet-image  ## run the tests that build and boot images (TES
 lock-sources:  ## lock the project's own sources anew for the image; no network, seconds
 	$(BIN)/nova-kms image lock --sources-only
 
-bench: setup  ## run the microbenchmarks of the hot paths
-	$(BIN)/pytest bench/micro --benchmark-enable --benchmark-only -p no:xdist $(TEST_ARGS)
+bench: setup $(BIN)/.bench-wheels  ## measure everything, write bench/report/index.html and report.md (long; leave the machine alone)
+	$(call benchmarks,)
+	$(BIN)/python -m bench.report
+
+bench-quick: setup $(BIN)/.bench-wheels  ## the same in minutes; fails when a ratio within this run is beyond its limit
+	$(call benchmarks,--quick)
+	$(BIN)/python -m bench.report --fail-on-ratios
+
+# A part ends with 1 when it missed a limit, which is the report's to tell; without its results it has failed itself.
+define benchmarks
+	$(BIN)/python -m bench.report --begin
+	$(BIN)/python -m bench.micro $(1) || test -e build/bench/micro.json
+	$(BIN)/python -m bench.load $(1) || test -e build/bench/load.json
+	$(BIN)/python -m bench.scale $(1) || test -e build/bench/scale.json
+endef
 
 contracts: setup  ## compile the Solidity sources into the committed artifacts
 	$(BIN)/python -m appliance.chain.compile
@@ -65,6 +78,10 @@ build/.debian: tools/debian-packages.sh
 $(BIN)/.wheels: build/.debian requirements/dev.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r requirements/dev.lock
+	@touch $@
+
+$(BIN)/.bench-wheels: $(BIN)/.wheels requirements/bench.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r requirements/bench.lock
 	@touch $@
 
 $(BIN)/.extensions: $(BIN)/.wheels $(EXTENSION_SOURCES)

@@ -26,8 +26,6 @@ cdef enum:
     MAX_SENDER_BYTES = 256
     # From here on hex or a MAC takes 10 µs or more, and other threads may run meanwhile.
     RELEASE_GIL_BYTES = 16384
-    # Nibbles of one decoding step; they stay in the first-level cache.
-    HEX_BLOCK = 4096
 
 
 class MacVerdict(Enum):
@@ -126,33 +124,48 @@ cdef inline void skip_prefix(const unsigned char** text, Py_ssize_t* size) noexc
         size[0] -= 2
 
 
-# Without overflow checks the compiler turns the loops of both kernels into vector code: reading the hex of a 400 KB
-# envelope takes 38 µs instead of 515, writing it 15 instead of 250, next to 192 for the MAC. Proof that nothing
-# overflows: a nibble is at most 15 and a character code at most 255, so every value fits the 32-bit int C computes it in
-# before it is cut to a byte on purpose; twice `size` is the length of a buffer that exists, and bounds every index.
-@cython.overflowcheck(False)
+# In C for its attribute: gcc compiles the function twice, and processors with AVX2 take the version that halves the time:
+# 28 µs for the hex of a 400 KB envelope, next to 285 for the MAC. It reads 2 * size characters and writes size bytes.
+cdef extern from *:
+    """
+    #if defined(__x86_64__) && defined(__GLIBC__)
+    #define VECTOR_VERSIONS __attribute__((target_clones("avx2", "default")))
+    #else
+    #define VECTOR_VERSIONS
+    #endif
+
+    VECTOR_VERSIONS
+    static int read_hex_in_vectors(const unsigned char* text, size_t size, unsigned char* out)
+    {
+        unsigned char nibbles[4096]; /* they stay in the first-level cache */
+        unsigned char wrong = 0;
+        size_t start, count, i;
+        for (start = 0; start < size && !wrong; start += count) {
+            count = size - start < sizeof(nibbles) / 2 ? size - start : sizeof(nibbles) / 2;
+            for (i = 0; i < 2 * count; i++) {
+                unsigned char digit = (unsigned char)(text[2 * start + i] - '0');
+                unsigned char letter = (unsigned char)((text[2 * start + i] | 0x20) - 'a');
+                wrong |= (digit > 9) & (letter > 5);
+                nibbles[i] = digit <= 9 ? digit : (unsigned char)(letter + 10);
+            }
+            for (i = 0; i < count; i++)
+                out[start + i] = (unsigned char)((nibbles[2 * i] << 4) | nibbles[2 * i + 1]);
+        }
+        return !wrong;
+    }
+    """
+    bint read_hex_in_vectors(const unsigned char* text, size_t size, unsigned char* out) noexcept nogil
+
+
 cdef bint read_hex(const unsigned char* text, Py_ssize_t size, unsigned char* out) noexcept nogil:
     """Whether the 2 * `size` characters of `text` are hex digits; then `out` has the `size` bytes they mean."""
-    cdef unsigned char nibbles[HEX_BLOCK]
-    cdef unsigned char wrong = 0
-    cdef unsigned char digit, letter
-    cdef Py_ssize_t start = 0
-    cdef Py_ssize_t count, i
-    while start < size:
-        count = min(size - start, <Py_ssize_t>(HEX_BLOCK // 2))
-        for i in range(2 * count):
-            digit = <unsigned char>(text[2 * start + i] - c'0')
-            letter = <unsigned char>((text[2 * start + i] | 0x20) - c'a')
-            wrong |= (digit > 9) & (letter > 5)
-            nibbles[i] = digit if digit <= 9 else <unsigned char>(letter + 10)
-        for i in range(count):
-            out[start + i] = <unsigned char>((nibbles[2 * i] << 4) | nibbles[2 * i + 1])
-        if wrong:
-            return False
-        start += count
-    return True
+    return read_hex_in_vectors(text, <size_t>size, out)
 
 
+# Without overflow checks the compiler makes vectors of the loop: writing the hex of a 400 KB envelope takes 15 µs instead
+# of 250. Proof that nothing overflows: a nibble is at most 15 and a character code at most 255, so every value fits the
+# 32-bit int C computes it in before it is cut to a byte on purpose; twice `size` is the length of a buffer that exists,
+# and bounds every index.
 @cython.overflowcheck(False)
 cdef void write_hex(const unsigned char* data, Py_ssize_t size, unsigned char* out) noexcept nogil:
     """Write the 2 * `size` lowercase hex digits of `data` to `out`."""

@@ -43,6 +43,9 @@ The twin of the store looks at everything it holds in every operation: it is the
 def main(quick: bool) -> None:
     """Time every hot path of kmscore beside its floor and its rivals; writes build/bench/micro.json.
 
+    Ends with 1 when a ratio between two things measured in the same run misses its limit; limits in absolute numbers
+    are reported only.
+
     \b
     Examples:
       python -m bench.micro
@@ -57,6 +60,8 @@ def main(quick: bool) -> None:
         verdict = "ok  " if check.passed else "FAIL"
         click.echo(f"  {verdict} {check.name}: {check.value:.2f} {check.unit} ({check.sense} {check.limit:g})")
     click.echo(f"micro: {len(measurements)} figures in {path}")
+    if not all(check.passed for check in results.checks if check.same_run):
+        sys.exit(1)
 
 
 def measure(options: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The limits of the hot paths, and what each figure is divided by."""
+"""The limits of the hot paths, and what each figure is divided by. How the store grows is `bench.scale`'s to check."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
@@ -12,12 +12,6 @@ SIGNATURE: Final = "signature of a text"
 READ: Final = "canonical form and HMAC, read"
 WRITTEN: Final = "canonical form and HMAC, written"
 MERGE: Final = "merge of prepared records, each"
-GROWTH: Final = {
-    "merge": "merge of a record, by size of the store",
-    "get": "get, by size of the store",
-    "put": "put, by size of the store",
-    "since": "since, each of 500 records, by size of the store",
-}
 # 199,850 bytes of ciphertext make an envelope of 400,000.
 ENVELOPE_400_KB: Final = 199_850
 # The node hashes texts to sign, public keys and call data with Keccak, and records of up to about this size.
@@ -68,9 +62,9 @@ class Measured:
 
 
 def checks_of(measurements: Iterable[Measurement]) -> list[Check]:
-    """Every limit of the hot paths. KeyError when a measurement is missing; growth is checked where it was measured."""
+    """Every limit of the hot paths. KeyError when a measurement is missing."""
     measured = Measured(measurements)
-    return [*_primitives(measured), *_merging(measured), *_growth(measured), *_extensions(measured)]
+    return [*_primitives(measured), *_merging(measured), *_extensions(measured)]
 
 
 def _primitives(measured: Measured) -> list[Check]:
@@ -147,30 +141,6 @@ def _merging(measured: Measured) -> list[Check]:
             same_run=True,
         ),
     ]
-
-
-def _growth(measured: Measured) -> list[Check]:
-    checks = []
-    for small, large, limit in ((1_000, 1_000_000, 4.0), (100_000, 1_000_000, 2.0)):
-        ratios = {}
-        for operation, group in GROWTH.items():
-            sizes = {m.parameters["stored_records"]: m for m in measured.every((group,), Role.OURS)}
-            if small in sizes and large in sizes:
-                ratios[operation] = sizes[large].over(sizes[small])
-        if ratios:
-            worst = max(ratios, key=lambda operation: ratios[operation])
-            checks.append(
-                Check(
-                    f"store of {large:,} records beside one of {small:,}",
-                    ratios[worst],
-                    Sense.AT_MOST,
-                    limit,
-                    "×",
-                    f"time in the larger store ÷ in the smaller, the worst of {', '.join(ratios)}: {worst}",
-                    same_run=True,
-                )
-            )
-    return checks
 
 
 def _extensions(measured: Measured) -> list[Check]:

@@ -1,5 +1,6 @@
 """Key derivation, values at rest, and proof-of-possession nonces."""
 
+import base64
 import hmac
 
 import pytest
@@ -58,6 +59,19 @@ def test_hkdf_of_hmac(rival, output_bytes):
     assert rival("HKDF of hmac", derive) == derive_app_key(SECRET, 49, "disk", "volume-1", output_bytes)
 
 
+@DERIVE
+@EACH_LENGTH
+def test_hkdf_with_checks(rival, output_bytes):
+    def derive(app_id: int, path: str, context: str) -> bytes:
+        if not 0 <= app_id < 1 << 256 or not path or not 1 <= output_bytes <= 1024:
+            raise ValueError("out of bounds")
+        salt, info = f"nova-kms:app:{app_id}".encode("ascii"), f"{path}:{context}".encode()
+        return HKDF(SHA256(), output_bytes, salt, info).derive(MASTER)
+
+    key = rival("cryptography with checks in Python", derive, 49, "disk", "volume-1")
+    assert key == derive_app_key(SECRET, 49, "disk", "volume-1", output_bytes)
+
+
 @SEAL
 @EACH_SIZE
 def test_seal(ours, plaintext_bytes):
@@ -72,6 +86,14 @@ def test_encrypt(floor, plaintext_bytes):
     floor("AES-GCM of cryptography", AESGCM(MASTER).encrypt, NONCE, data, None)
 
 
+@SEAL
+@EACH_SIZE
+def test_encrypt_and_join(rival, plaintext_bytes):
+    data, aead = bytes(plaintext_bytes), AESGCM(MASTER)
+    sealed = rival("cryptography, nonce in front", lambda: NONCE + aead.encrypt(NONCE, data, None))
+    assert sealed == DataCipher(SECRET).seal(data, NONCE)
+
+
 @OPEN
 @EACH_SIZE
 def test_open(ours, plaintext_bytes):
@@ -84,6 +106,14 @@ def test_open(ours, plaintext_bytes):
 def test_decrypt(floor, plaintext_bytes):
     aead = AESGCM(MASTER)
     floor("AES-GCM of cryptography", aead.decrypt, NONCE, aead.encrypt(NONCE, bytes(plaintext_bytes), None), None)
+
+
+@OPEN
+@EACH_SIZE
+def test_cut_and_decrypt(rival, plaintext_bytes):
+    sealed, aead = DataCipher(SECRET).seal(bytes(plaintext_bytes), NONCE), AESGCM(MASTER)
+    opened = rival("cryptography, nonce in front", lambda: aead.decrypt(sealed[:12], sealed[12:], None))
+    assert opened == bytes(plaintext_bytes)
 
 
 @ISSUE
@@ -104,3 +134,30 @@ def test_hmac_of_issue(floor):
 @CHECK
 def test_hmac_of_check(floor):
     floor("one HMAC-SHA256", hmac.digest, MASTER, bytes(46), "sha256")
+
+
+def tag_of(signed: bytes) -> bytes:
+    return hmac.digest(MASTER, b"nova-kms:pop-nonce:v1:" + signed, "sha256")[:24]
+
+
+@ISSUE
+def test_issue_in_python(rival):
+    def issue(now_ms: int) -> str:
+        signed = now_ms.to_bytes(8, "big") + RANDOM
+        return base64.b64encode(signed + tag_of(signed)).decode("ascii")
+
+    assert rival("hmac and base64", issue, NOW_MS) == ISSUER.issue(NOW_MS, RANDOM)
+
+
+@CHECK
+def test_check_in_python(rival):
+    def check(text: str, now_ms: int) -> int:
+        token = base64.b64decode(text, validate=True)
+        if base64.b64encode(token).decode("ascii") != text or not hmac.compare_digest(tag_of(token[:24]), token[24:]):
+            raise ValueError("not our nonce")
+        issued_ms = int.from_bytes(token[:8], "big")
+        if not issued_ms <= now_ms < issued_ms + 120_000:
+            raise ValueError("expired")
+        return issued_ms + 120_000
+
+    assert rival("hmac and base64", check, ISSUER.issue(NOW_MS, RANDOM), NOW_MS) == NOW_MS + 120_000

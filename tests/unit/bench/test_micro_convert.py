@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.micro.checks import EXTENSIONS, GROWTH, MERGE, POP, READ, SIGNATURE, WRITTEN, checks_of
+from bench.micro.checks import EXTENSIONS, MERGE, POP, READ, SIGNATURE, WRITTEN, checks_of
 from bench.micro.convert import Measurement, curves_of, figures_of, read_measurements
 from bench.micro.racing import Role
 
@@ -157,20 +157,6 @@ def test_the_worst_size_decides_about_an_extension():
     ]
     assert by_name(everything() + unused)["_keccak stays"].value == pytest.approx(3.0)
     assert by_name(everything() + slow)["_keccak stays"].value == pytest.approx(0.75)
-
-
-def test_growth_is_checked_where_the_sizes_were_measured_and_names_the_worst_operation():
-    grown = [
-        measurement(group, "kmscore", Role.OURS, time, stored_records=size)
-        for operation, group in GROWTH.items()
-        for size, time in ((1_000, 1.0), (100_000, 1.5), (1_000_000, 5.0 if operation == "get" else 1.6))
-    ]
-    checks = by_name(everything() + grown)
-    growth = checks["store of 1,000,000 records beside one of 1,000"]
-    assert growth.value == pytest.approx(5.0)
-    assert growth.meaning.endswith(": get")
-    assert not growth.passed
-    assert checks["store of 1,000,000 records beside one of 100,000"].value == pytest.approx(5.0 / 1.5)
 
 
 def test_a_missing_measurement_is_an_error_and_not_a_passed_check():
