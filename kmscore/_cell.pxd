@@ -4,7 +4,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from kmscore._memory cimport Memory, claim
+from kmscore._memory cimport CACHE_LINE, Memory, claim, prefetch
 from kmscore._siphash cimport HashKey
 from kmscore._table cimport Node
 from kmscore._vclock cimport ClockEntry, Writer, max_number
@@ -152,6 +152,30 @@ cdef inline char *cell_key(const Cell *cell) noexcept nogil:
 # An item of a namespace's trie is a member of its cell.
 cdef inline Cell *cell_of(const Item *item) noexcept nogil:
     return <Cell *>(<char *>item - <size_t>&(<Cell *>NULL).item)
+
+
+# In a large store every pointer is a cache miss of 100 ns and more. One after the other they are most of what an operation
+# takes; asked for together they cost about one.
+
+# A cell with its towers and the beginning of its key.
+cdef inline void prefetch_cell(const void *cell) noexcept nogil:
+    prefetch(cell)
+    prefetch(<const char *>cell + CACHE_LINE)
+    prefetch(<const char *>cell + 2 * CACHE_LINE)
+
+
+# What reading a record needs beside its cell.
+cdef inline void prefetch_content(const Cell *cell) noexcept nogil:
+    prefetch(cell.value)
+    prefetch(cell.clock)
+
+
+# What a change needs: the neighbours that the cell is taken out from between.
+cdef inline void prefetch_neighbours(const Cell *cell) noexcept nogil:
+    prefetch(&cell.prev.next)
+    prefetch(&cell.next.prev)
+    prefetch(towers(towers(cell).prev))
+    prefetch(towers(towers(cell).next))
 
 
 cdef inline size_t value_size(const Cell *cell) noexcept nogil:

@@ -22,6 +22,8 @@ from kmscore._cell cimport (
     expires_at,
     log_open,
     log_remove,
+    prefetch_cell,
+    prefetch_content,
     queue_append,
     queue_remove,
     value_size,
@@ -118,12 +120,14 @@ cdef inline Cell *find_cell(const Core *core, const Space *space, const char *ke
     node = bucket_of(&core.cells, digest)[0]
     while node != NULL:
         cell = <Cell *>node
+        prefetch_cell(cell)
         if (
             node.hash == digest
             and node.size == size
             and cell.space == space
             and memcmp(cell_key(cell), key, size) == 0
         ):
+            prefetch_content(cell)
             return cell
         node = node.chain
     return NULL

@@ -7,7 +7,13 @@ cdef extern from "malloc.h" nogil:
     size_t malloc_usable_size(void *block)
 
 
+# A hint that this address will be needed: it is fetched while other work goes on. Any address may be given, NULL too.
+cdef extern from *:
+    void prefetch "__builtin_prefetch"(const void *address) nogil
+
+
 cdef enum:
+    CACHE_LINE = 64
     CHUNK_HEADER = 8  # what glibc's malloc keeps in front of every block
 
 
