@@ -248,7 +248,7 @@ def _limit(writes_per_s: float, costs: Costs) -> str:
     nodes = 2
     while nodes < MOST_NODES and demand(Scenario(nodes, writes_per_s), costs).cpu < CORE:
         nodes += 1
-    what = "Idle" if not writes_per_s else f"At {writes_per_s:,g} writes/s in the cluster"
+    what = "Idle" if not writes_per_s else f"With {writes_per_s:,g} writes a second in the cluster"
     if nodes == MOST_NODES:
         return f"{what}, a node's core is enough beyond {MOST_NODES:,} nodes, more than a membership can have."
     needs = demand(Scenario(nodes, writes_per_s), costs)
