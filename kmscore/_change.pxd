@@ -8,16 +8,14 @@ from libc.string cimport memcpy
 from kmscore._cell cimport (
     BY_EXPIRY,
     BY_TURN,
-    DIGEST_BYTES,
-    LARGE_VALUE,
     LIVE,
     NO_HEAP,
-    PyBytes_GET_SIZE,
     TOMBSTONE,
     Cell,
     Space,
     cell_key,
     cell_size,
+    clock_bytes,
     level_of,
     log_append,
     log_remove,
@@ -35,7 +33,8 @@ from kmscore._index cimport (
     strip_cell,
     unlink_cell,
 )
-from kmscore._memory cimport claim, release
+from kmscore._memory cimport release
+from kmscore._pool cimport pool_claim
 from kmscore._table cimport table_insert
 from kmscore._vclock cimport ClockEntry, Writer, drop_writer, hold_name, hold_writer, join_clocks
 
@@ -77,24 +76,26 @@ cdef inline bint reserve_live(Core *core, Space *space) noexcept nogil:
 
 
 # The element-wise maximum of a stored version (`cell` may be NULL) and another one, with interned writers, each held
-# once, and `spare` bytes behind it; NULL: out of memory, nothing held.
+# once, and what `value` needs behind it; NULL: out of memory, nothing held.
 cdef inline ClockEntry *hold_joined(
-    Core *core, const Cell *cell, const ClockEntry *theirs, size_t m, size_t *entries, size_t spare
+    Core *core, const Cell *cell, const ClockEntry *theirs, size_t m, size_t *entries, PyObject *value
 ) noexcept nogil:
     cdef const ClockEntry *ours = cell.clock if cell != NULL else NULL
     cdef size_t n = cell.entries if cell != NULL else 0
     cdef ClockEntry *clock
     cdef Writer *writer
+    cdef size_t size
     cdef size_t i
     entries[0] = join_clocks(ours, n, theirs, m, NULL)
-    clock = <ClockEntry *>claim(&core.memory, entries[0] * sizeof(ClockEntry) + spare)
+    size = clock_bytes(entries[0], value)
+    clock = <ClockEntry *>pool_claim(&core.clocks, &core.memory, size)
     if clock == NULL:
         return NULL
     join_clocks(ours, n, theirs, m, clock)
     for i in range(entries[0]):
         writer = hold_writer(&core.writers, &core.memory, core.hash_key, clock[i].writer)
         if writer == NULL:
-            drop_clock(core, clock, i)
+            drop_clock(core, clock, i, size)
             return NULL
         clock[i].writer = writer
     return clock
@@ -113,11 +114,11 @@ cdef inline Cell *make_cell(Core *core, Space *space, const char *key, size_t si
     return cell
 
 
-cdef inline void drop_parts(Core *core, const Cell *known, Parts *parts) noexcept nogil:
+cdef inline void drop_parts(Core *core, const Cell *known, Parts *parts, PyObject *value) noexcept nogil:
     if parts.source != NULL:
         drop_writer(&core.writers, &core.memory, parts.source)
     if parts.clock != NULL:
-        drop_clock(core, parts.clock, parts.entries)
+        drop_clock(core, parts.clock, parts.entries, clock_bytes(parts.entries, value))
     if parts.cell != known:
         release(&core.memory, parts.cell)
 
@@ -126,12 +127,9 @@ cdef inline void drop_parts(Core *core, const Cell *known, Parts *parts) noexcep
 cdef inline bint claim_parts(
     Core *core, Space *space, Cell *known, const Change *change, Parts *parts
 ) noexcept nogil:
-    cdef size_t spare = 0
-    if change.value != NULL and PyBytes_GET_SIZE(change.value) > LARGE_VALUE:
-        spare = DIGEST_BYTES
     parts.cell = known
     parts.source = NULL
-    parts.clock = hold_joined(core, known, change.clock, change.entries, &parts.entries, spare)
+    parts.clock = hold_joined(core, known, change.clock, change.entries, &parts.entries, change.value)
     if known == NULL:
         parts.cell = make_cell(core, space, change.key.data, change.key.size)
     if change.source.data != NULL:
@@ -144,7 +142,7 @@ cdef inline bint claim_parts(
         or (change.source.data != NULL and parts.source == NULL)
         or not reserve_live(core, space)
     ):
-        drop_parts(core, known, parts)
+        drop_parts(core, known, parts, change.value)
         return False
     return True
 

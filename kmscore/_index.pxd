@@ -19,9 +19,12 @@ from kmscore._cell cimport (
     Trie,
     cell_key,
     cell_size,
+    clock_bytes,
     expires_at,
     log_open,
     log_remove,
+    prefetch_cell,
+    prefetch_content,
     queue_append,
     queue_remove,
     value_size,
@@ -29,6 +32,7 @@ from kmscore._cell cimport (
 from kmscore._heap cimport heap_push, heap_remove, heap_reserve
 from kmscore._memory cimport Memory, release
 from kmscore._merge cimport View
+from kmscore._pool cimport Pool, pool_release
 from kmscore._siphash cimport HashKey, siphash24
 from kmscore._table cimport Node, Table, bucket_of, table_open, table_remove
 from kmscore._trie cimport trie_remove, trie_touch
@@ -67,6 +71,7 @@ cdef struct Digests:
 
 cdef struct Core:
     Memory memory
+    Pool clocks
     Bounds bounds
     HashKey hash_key
     Table cells
@@ -118,12 +123,14 @@ cdef inline Cell *find_cell(const Core *core, const Space *space, const char *ke
     node = bucket_of(&core.cells, digest)[0]
     while node != NULL:
         cell = <Cell *>node
+        prefetch_cell(cell)
         if (
             node.hash == digest
             and node.size == size
             and cell.space == space
             and memcmp(cell_key(cell), key, size) == 0
         ):
+            prefetch_content(cell)
             return cell
         node = node.chain
     return NULL
@@ -246,16 +253,17 @@ cdef inline void mark_emptied(Core *core, Space *space) noexcept nogil:
         core.emptied = space
 
 
-cdef inline void drop_clock(Core *core, ClockEntry *clock, size_t entries) noexcept nogil:
+# Drops the writers of the first entries, and the block of `size` bytes.
+cdef inline void drop_clock(Core *core, ClockEntry *clock, size_t entries, size_t size) noexcept nogil:
     cdef size_t i
     for i in range(entries):
         drop_writer(&core.writers, &core.memory, clock[i].writer)
-    release(&core.memory, clock)
+    pool_release(&core.clocks, &core.memory, clock, size)
 
 
 # Leaves key and time, which is what a floor is made of.
 cdef inline void strip_cell(Core *core, Cell *cell) noexcept:
-    drop_clock(core, cell.clock, cell.entries)
+    drop_clock(core, cell.clock, cell.entries, clock_bytes(cell.entries, cell.value))
     if cell.source != NULL:
         drop_writer(&core.writers, &core.memory, cell.source)
     Py_XDECREF(cell.value)

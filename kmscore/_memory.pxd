@@ -3,11 +3,21 @@
 from libc.stdlib cimport free, malloc, realloc
 
 
+cdef extern from "stdlib.h" nogil:
+    int posix_memalign(void **block, size_t alignment, size_t size)
+
+
 cdef extern from "malloc.h" nogil:
     size_t malloc_usable_size(void *block)
 
 
+# A hint that this address will be needed: it is fetched while other work goes on. Any address may be given, NULL too.
+cdef extern from *:
+    void prefetch "__builtin_prefetch"(const void *address) nogil
+
+
 cdef enum:
+    CACHE_LINE = 64
     CHUNK_HEADER = 8  # what glibc's malloc keeps in front of every block
 
 
@@ -21,6 +31,14 @@ cdef inline size_t block_cost(void *block) noexcept nogil:
 
 cdef inline void *claim(Memory *memory, size_t size) noexcept nogil:
     cdef void *block = malloc(size)
+    memory.used += block_cost(block)
+    return block
+
+
+cdef inline void *claim_aligned(Memory *memory, size_t alignment, size_t size) noexcept nogil:
+    cdef void *block = NULL
+    if posix_memalign(&block, alignment, size) != 0:
+        return NULL
     memory.used += block_cost(block)
     return block
 

@@ -28,6 +28,9 @@ from kmscore._cell cimport (
     cell_size,
     is_visible,
     log_after,
+    prefetch_cell,
+    prefetch_content,
+    prefetch_neighbours,
     towers,
 )
 from kmscore._change cimport Change, Text, apply_change, apply_floor
@@ -343,6 +346,8 @@ cdef class Store:
             change.source = name_of(source)
         notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
         cell = find_cell(&self.core, space, newcomer.key, newcomer.key_size)
+        if cell != NULL:
+            prefetch_neighbours(cell)
         decision = decide(&self.core, space, cell, &theirs, &newcomer, now_ms)
         if decision.effect == CHANGES_RECORD:
             self._apply_merge(app_id, space, cell, record, &decision, &change, now_ms)
@@ -376,12 +381,16 @@ cdef class Store:
         cdef Py_ssize_t scans = SCANS_PER_BATCH
         cdef bint done
         cdef Cell *cell
+        cdef Cell *following
         if exclude_source is not None:
             name = name_of(exclude_source)
             excluded = find_writer(&self.core.writers, self.core.hash_key, name.data, name.size)
         cell = log_after(&self.core.log, seq)
         while cell != self.core.log.head and scans > 0 and limit_records > 0:
             scans -= 1
+            following = towers(cell)[0].next
+            prefetch_content(following)
+            prefetch_cell(towers(following)[0].next)
             if not ((excluded != NULL and cell.source == excluded) or (exclude_snapshot and cell.by_snapshot and cell.value != NULL)):
                 limit_bytes -= cell_size(cell)
                 if limit_bytes < 0 and records:
@@ -391,7 +400,7 @@ cdef class Store:
                 seqs.append(cell.seq)
                 records.append(record_of(cell))
             seq = cell.seq
-            cell = towers(cell)[0].next
+            cell = following
         done = cell == self.core.log.head
         if done:
             seq = self.core.log.last_seq
@@ -627,6 +636,8 @@ cdef class Store:
     cdef int _plan_write(self, app_id, int64_t now_ms, Write *write) except -1:
         write.space = self._find_space(app_id)
         write.cell = find_cell(&self.core, write.space, write.key.data, write.key.size)
+        if write.cell != NULL:
+            prefetch_neighbours(write.cell)
         write.updated_at_ms = now_ms
         write.own.writer = self.core.own
         write.own.counter = max(own_counter(&self.core, write.cell) + 1, now_ms)
