@@ -1,0 +1,107 @@
+"""A client process: jobs come as lines on standard input, outcomes leave as lines on standard output.
+
+For each job: a line with the job; `ready` when connections are open and everything is warm; `go`; a line with the
+outcome, or with `error` and one sentence.
+"""
+
+import asyncio
+import itertools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import uvloop
+
+from bench.load.callers import (
+    GET_KEY,
+    KEYS_PER_CALLER,
+    AppUser,
+    derive_call,
+    get_call,
+    put_call,
+)
+from bench.load.http import Connection, LoadError
+from bench.load.jobs import Job, Outcome, Work
+from bench.load.loops import Operation, closed_loop, once_each, open_loop
+from kmscore.errors import KmsError
+
+WARM_UP_ROUNDS = 3
+
+
+class Prepared:
+    """A job with its connections open."""
+
+    def __init__(self, job: Job, connections: Sequence[Connection], operations: Sequence[Operation]) -> None:
+        self._job = job
+        self._connections = connections
+        self._operations = operations
+
+    @classmethod
+    async def open(cls, job: Job) -> "Prepared":
+        """Raises `LoadError`, OSError, or what a refused answer means."""
+        connections = [await Connection.open("127.0.0.1", job.node.port) for _ in range(job.connections)]
+        if job.once:
+            # All on one connection, one after the other: what is measured is the server's first sight of each caller.
+            users = [AppUser(keys, job.node, connections[0], next_nonce=False) for keys in job.callers]
+            return cls(job, connections, [partial(user.call, derive_call()) for user in users])
+        operations = [await _operation(job, number, connection) for number, connection in enumerate(connections)]
+        for _ in range(WARM_UP_ROUNDS):
+            for operation in operations:
+                await operation()
+        return cls(job, connections, operations)
+
+    async def run(self) -> Outcome:
+        job = self._job
+        cpu_s, begun = time.process_time(), time.perf_counter()
+        if job.once:
+            measured = await once_each(self._operations)
+        elif job.rate_per_s is None:
+            measured = await closed_loop(self._operations, job.duration_s)
+        else:
+            measured = await open_loop(self._operations, job.rate_per_s, job.duration_s, job.seed)
+        cpu_s, elapsed_s = time.process_time() - cpu_s, time.perf_counter() - begun
+        for connection in self._connections:
+            connection.close()
+        return Outcome(len(measured.latencies_us), elapsed_s, cpu_s, measured.latencies_us, measured.overdue)
+
+
+async def _operation(job: Job, number: int, connection: Connection) -> Operation:
+    """What the connection of this number does over and over."""
+    if job.work is Work.RAW:
+        requests = [bytes.fromhex(request) for request in job.raw]
+        return partial(_send_each, connection, requests)
+    user = AppUser(job.callers[number % len(job.callers)], job.node, connection, next_nonce=job.next_nonce)
+    match job.work:
+        case Work.DERIVE:
+            return partial(user.call, derive_call())
+        case Work.GET:
+            await user.call(put_call(GET_KEY))
+            return partial(user.call, get_call())
+        case Work.PUT:
+            calls = itertools.cycle([put_call(f"bench-{number}-{key}") for key in range(KEYS_PER_CALLER)])
+            return lambda: user.call(next(calls))
+
+
+async def _send_each(connection: Connection, requests: Sequence[bytes]) -> None:
+    for request in requests:
+        answer = await connection.request(request)
+        if answer.status != 200:
+            raise LoadError(f"the server answered {answer.status}")
+
+
+def main() -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        for line in sys.stdin:
+            try:
+                prepared = runner.run(Prepared.open(Job.from_line(line)))
+                print("ready", flush=True)
+                sys.stdin.readline()
+                print(runner.run(prepared.run()).to_line(), flush=True)
+            except* (LoadError, KmsError, OSError) as failures:
+                print(json.dumps({"error": str(failures.exceptions[0])}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
