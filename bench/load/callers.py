@@ -66,6 +66,18 @@ def put_call(key: str) -> Call:
     return Call("PUT", "/kms/data", {"key": key, "value": _VALUE})
 
 
+def nonce_request(node: NodeAddress) -> bytes:
+    return f"GET /nonce HTTP/1.1\r\nHost: 127.0.0.1:{node.port}\r\nAccept: */*\r\n\r\n".encode()
+
+
+def nonce_of(answer: Answer) -> str:
+    """The nonce in an answer to `nonce_request`. Raises `LoadError`."""
+    if answer.status != 200:
+        raise LoadError(f"GET /nonce was answered {answer.status}")
+    nonce: str = json.loads(answer.body)["nonce"]
+    return nonce
+
+
 _VALUE: Final = base64.b64encode(bytes(range(256)) * (VALUE_BYTES // 256)).decode()
 
 
@@ -80,13 +92,14 @@ class AppUser:
         self._next_nonce = next_nonce
         self._nonce: str | None = None
         self._calls = 0
-        host = f"Host: 127.0.0.1:{node.port}\r\n"
-        self._nonce_request = f"GET /nonce HTTP/1.1\r\n{host}Accept: */*\r\n\r\n".encode()
-        self._fixed_headers = f"{host}Accept: */*\r\nX-App-Wallet: {self._wallet_key.address}\r\n"
+        self._nonce_request = nonce_request(node)
+        self._fixed_headers = (
+            f"Host: 127.0.0.1:{node.port}\r\nAccept: */*\r\nX-App-Wallet: {self._wallet_key.address}\r\n"
+        )
 
     async def call(self, call: Call) -> Answer:
         """One operation with its proof of possession. Raises `LoadError` for every answer but 200."""
-        nonce = self._nonce or await self._fetch_nonce()
+        nonce = self._nonce or nonce_of(await self._connection.request(self._nonce_request))
         request, signature = self._request(call, nonce)
         answer = await self._connection.request(request)
         if answer.status != 200:
@@ -100,13 +113,6 @@ class AppUser:
             self._verify(answer, nonce, signature)
         self._calls += 1
         return answer
-
-    async def _fetch_nonce(self) -> str:
-        answer = await self._connection.request(self._nonce_request)
-        if answer.status != 200:
-            raise LoadError(f"GET /nonce was answered {answer.status}")
-        nonce: str = json.loads(answer.body)["nonce"]
-        return nonce
 
     def _request(self, call: Call, nonce: str) -> tuple[bytes, str]:
         timestamp_s = int(time.time())

@@ -25,9 +25,13 @@ from bench.load.callers import (
 from bench.load.http import Connection, LoadError
 from bench.load.jobs import Job, Outcome, Work
 from bench.load.loops import Operation, closed_loop, once_each, open_loop
+from bench.load.peers import RECORDS_PER_DELTA, PeerUser
 from kmscore.errors import KmsError
 
 WARM_UP_ROUNDS = 3
+PEER_WORKS = (Work.DELTA, Work.SNAPSHOT_PAGES, Work.SNAPSHOT_WHOLE)
+# Far from the numbers that a store is filled with.
+DELTA_RECORDS_FROM = 50_000_000
 
 
 class Prepared:
@@ -47,7 +51,7 @@ class Prepared:
             users = [AppUser(keys, job.node, connections[0], next_nonce=False) for keys in job.callers]
             return cls(job, connections, [partial(user.call, derive_call()) for user in users])
         operations = [await _operation(job, number, connection) for number, connection in enumerate(connections)]
-        for _ in range(WARM_UP_ROUNDS):
+        for _ in range(1 if job.work in PEER_WORKS else WARM_UP_ROUNDS):
             for operation in operations:
                 await operation()
         return cls(job, connections, operations)
@@ -64,7 +68,7 @@ class Prepared:
         cpu_s, elapsed_s = time.process_time() - cpu_s, time.perf_counter() - begun
         for connection in self._connections:
             connection.close()
-        return Outcome(len(measured.latencies_us), elapsed_s, cpu_s, measured.latencies_us, measured.overdue)
+        return Outcome(elapsed_s, cpu_s, measured.due_us, measured.latencies_us, measured.overdue)
 
 
 async def _operation(job: Job, number: int, connection: Connection) -> Operation:
@@ -72,6 +76,10 @@ async def _operation(job: Job, number: int, connection: Connection) -> Operation
     if job.work is Work.RAW:
         requests = [bytes.fromhex(request) for request in job.raw]
         return partial(_send_each, connection, requests)
+    if job.work in PEER_WORKS:
+        peer = PeerUser(job.callers[0], job.node, connection)
+        await peer.join()
+        return _peer_operation(job, peer)
     user = AppUser(job.callers[number % len(job.callers)], job.node, connection, next_nonce=job.next_nonce)
     match job.work:
         case Work.DERIVE:
@@ -79,9 +87,22 @@ async def _operation(job: Job, number: int, connection: Connection) -> Operation
         case Work.GET:
             await user.call(put_call(GET_KEY))
             return partial(user.call, get_call())
-        case Work.PUT:
+        case _:
             calls = itertools.cycle([put_call(f"bench-{number}-{key}") for key in range(KEYS_PER_CALLER)])
             return lambda: user.call(next(calls))
+
+
+def _peer_operation(job: Job, peer: PeerUser) -> Operation:
+    if job.work is Work.DELTA:
+        return partial(peer.push, range(DELTA_RECORDS_FROM, DELTA_RECORDS_FROM + RECORDS_PER_DELTA))
+    pull = peer.pull_pages if job.work is Work.SNAPSHOT_PAGES else peer.pull_whole
+
+    async def read_snapshot() -> None:
+        count = await pull()
+        if count < job.records:
+            raise LoadError(f"a snapshot held {count} records and not {job.records}")
+
+    return read_snapshot
 
 
 async def _send_each(connection: Connection, requests: Sequence[bytes]) -> None:

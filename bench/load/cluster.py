@@ -12,10 +12,12 @@ from typing import Final, Self
 import anyio
 
 from appliance.chain.provider import connect
+from appliance.chain.types import InstanceStatus
 from appliance.devnet.anvil import DEVNET_CHAIN_ID, Anvil, free_port
 from appliance.devnet.contracts import DevRegistry, deploy_contracts
 from appliance.devnet.nodes import SERVE, NodeProcess, NodeStatus, wait_until_serving
 from appliance.devnet.profile import DevelopmentKeys
+from appliance.http import new_http_client
 from bench.load.http import LoadError
 from bench.load.identities import CallerKeys, NodeAddress
 
@@ -47,7 +49,7 @@ class LoadCluster:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         self._cleanup = AsyncExitStack()
         self._registry: DevRegistry | None = None
         self._environ: dict[str, str] = {}
@@ -73,7 +75,7 @@ class LoadCluster:
         await self._stop()
 
     async def _start(self) -> None:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         anvil = Anvil(free_port())
         self._cleanup.push_async_callback(anvil.aclose)
         await anvil.wait_ready()
@@ -100,15 +102,21 @@ class LoadCluster:
         """A node that answers `/status`; it is not registered yet."""
         port = free_port()
         process = NodeProcess(
-            name, port, {**self._environ, **environ}, self._directory / f"{name}.log", arguments=arguments
+            name, port, {**self._environ, **environ}, self.directory / f"{name}.log", arguments=arguments
         )
         self._cleanup.push_async_callback(process.stop)
         status = await wait_until_serving(process)
         return LoadNode(process, status, NodeAddress(port, status.wallet, status.tee_pubkey.hex()))
 
-    async def register_node(self, node: LoadNode) -> None:
+    async def register_node(self, node: LoadNode) -> int:
+        """The id of the node's instance, active from now on."""
         await self.registry.fund(node.status.wallet)
-        await self._register_kms_instance(node.status.wallet, node.process.url, node.status.tee_pubkey)
+        return await self._register_kms_instance(node.status.wallet, node.process.url, node.status.tee_pubkey)
+
+    async def retire_node(self, node: LoadNode, instance_id: int) -> None:
+        """The node stops and is no member any more."""
+        await node.process.stop()
+        await self.registry.set_instance_status(instance_id, InstanceStatus.STOPPED)
 
     async def wait_until_available(self, node: LoadNode) -> None:
         """Raises `LoadError` when the node does not get there."""
@@ -120,9 +128,21 @@ class LoadCluster:
                 await anyio.sleep(POLL_S)
         raise LoadError(f"{node.process.name} did not become available; see {node.process.log_path}")
 
-    async def add_node(self, name: str, environ: Mapping[str, str] = SHORT_TICKS) -> LoadNode:
+    async def wait_until_members(self, node: LoadNode, count: int) -> None:
+        """Until the node's view of the cluster has so many members. Raises `LoadError`."""
+        async with new_http_client() as http:
+            with anyio.move_on_after(AVAILABLE_TIMEOUT_S):
+                while True:
+                    if (await http.get(f"{node.process.url}/nodes")).json()["count"] == count:
+                        return
+                    await anyio.sleep(POLL_S)
+        raise LoadError(f"{node.process.name} does not see {count} members; see {node.process.log_path}")
+
+    async def add_node(
+        self, name: str, environ: Mapping[str, str] = SHORT_TICKS, *, arguments: Sequence[str] = SERVE
+    ) -> LoadNode:
         """A node that is registered and available."""
-        node = await self.start_node(name, environ)
+        node = await self.start_node(name, environ, arguments=arguments)
         await self.register_node(node)
         await self.wait_until_available(node)
         return node
@@ -138,8 +158,8 @@ class LoadCluster:
         await self._register_kms_instance(keys.wallet_key().address, url, keys.agreement_key().public.der)
         return _caller_keys(KMS_APP_ID, keys)
 
-    async def _register_kms_instance(self, wallet: str, url: str, tee_pubkey: bytes) -> None:
-        await self.registry.register_instance(
+    async def _register_kms_instance(self, wallet: str, url: str, tee_pubkey: bytes) -> int:
+        return await self.registry.register_instance(
             KMS_APP_ID, self._kms_version, wallet=wallet, url=url, tee_pubkey=tee_pubkey
         )
 

@@ -19,6 +19,9 @@ class Work(StrEnum):
     GET = "get"
     PUT = "put"
     RAW = "raw"
+    DELTA = "delta"
+    SNAPSHOT_PAGES = "snapshot in pages"
+    SNAPSHOT_WHOLE = "snapshot in one answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Job:
     last. Open loop: operations are due at random times with that mean rate, wait for a free connection, and their
     latency counts from when they were due. `raw` holds the requests of one RAW operation in hex, sent one after the
     other. `next_nonce` as in `AppUser`. With `once` every caller makes exactly one operation and nothing warms it up.
+    DELTA and the snapshots speak as the peer whose keys are the first caller's; a snapshot must hold `records` or more.
     """
 
     work: Work
@@ -40,6 +44,7 @@ class Job:
     next_nonce: bool = False
     once: bool = False
     raw: Sequence[str] = ()
+    records: int = 0
     seed: int = 1
 
     def to_line(self) -> str:
@@ -65,12 +70,12 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a client process did: `cpu_s` its own CPU time meanwhile, `overdue` the open loop's operations that were due
-    but never started within the run.
+    but never started within the run. `due_us` is when each operation was due, on the monotonic clock of the machine.
     """
 
-    operations: int
     elapsed_s: float
     cpu_s: float
+    due_us: Sequence[int] = field(repr=False)
     latencies_us: Sequence[int] = field(repr=False)
     overdue: int = 0
 

@@ -2,9 +2,9 @@
 
 import asyncio
 import random
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 
 from bench.load.jobs import MAX_OPERATIONS
 from bench.load.latency import arrivals
@@ -17,23 +17,29 @@ DRAIN_S = 10.0
 
 @dataclass(slots=True)
 class Measured:
-    """Latencies of what was finished, and how many operations were due but never started."""
+    """When what was finished was due, and its latency; how many operations were due but never started."""
 
+    due_us: list[int] = field(default_factory=list)
     latencies_us: list[int] = field(default_factory=list)
     overdue: int = 0
+
+    def add(self, due: float, finished: float) -> None:
+        """Both in seconds of the monotonic clock."""
+        self.due_us.append(round(due * 1e6))
+        self.latencies_us.append(round((finished - due) * 1e6))
 
 
 async def closed_loop(operations: Sequence[Operation], duration_s: float) -> Measured:
     """Each of `operations` again and again until the time is over; what is under way then is finished and counted."""
     measured = Measured()
-    deadline = time.perf_counter() + duration_s
+    deadline = monotonic() + duration_s
 
     async def repeat(operation: Operation) -> None:
-        begun = time.perf_counter()
+        begun = monotonic()
         while begun < deadline and len(measured.latencies_us) < MAX_OPERATIONS:
             await operation()
-            now = time.perf_counter()
-            measured.latencies_us.append(round((now - begun) * 1e6))
+            now = monotonic()
+            measured.add(begun, now)
             begun = now
 
     async with asyncio.TaskGroup() as group:
@@ -46,9 +52,9 @@ async def once_each(operations: Sequence[Operation]) -> Measured:
     """Each of `operations` once, one after the other."""
     measured = Measured()
     for operation in operations:
-        begun = time.perf_counter()
+        begun = monotonic()
         await operation()
-        measured.latencies_us.append(round((time.perf_counter() - begun) * 1e6))
+        measured.add(begun, monotonic())
     return measured
 
 
@@ -62,20 +68,20 @@ async def open_loop(operations: Sequence[Operation], rate_per_s: float, duration
     free: asyncio.Queue[Operation] = asyncio.Queue()
     for operation in operations:
         free.put_nowait(operation)
-    start = time.perf_counter()
+    start = monotonic()
 
     async def run(operation: Operation, due: float) -> None:
         await operation()
-        measured.latencies_us.append(round((time.perf_counter() - due) * 1e6))
+        measured.add(due, monotonic())
         free.put_nowait(operation)
 
     async with asyncio.TaskGroup() as group:
         for at_s in arrivals(rate_per_s, duration_s, random.Random(seed)):  # noqa: S311 - a schedule, no secret
             due = start + at_s
-            wait_s = due - time.perf_counter()
+            wait_s = due - monotonic()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
-            if time.perf_counter() > start + duration_s + DRAIN_S:
+            if monotonic() > start + duration_s + DRAIN_S:
                 measured.overdue += 1
                 continue
             group.create_task(run(await free.get(), due))

@@ -47,16 +47,27 @@ def bottleneck(server_share: float, client_share: float) -> Bottleneck:
 class Run:
     """One job with what it cost on both sides. Shares are CPU seconds per second of one core."""
 
-    operations: int
-    elapsed_s: float
     server_cpu: CpuTime
-    client_cpu_s: float
+    outcome: Outcome
     latencies: Latencies
-    overdue: int
+
+    @classmethod
+    def of(cls, server_cpu: CpuTime, outcome: Outcome) -> Self:
+        """ValueError when nothing was done."""
+        return cls(server_cpu, outcome, summarize(outcome.latencies_us))
+
+    def latencies_between(self, begin_s: float, end_s: float) -> Latencies:
+        """Of what was due in this part of the run, on the monotonic clock. ValueError when that is nothing."""
+        times = zip(self.outcome.due_us, self.outcome.latencies_us, strict=True)
+        return summarize([latency for due, latency in times if begin_s * 1e6 <= due <= end_s * 1e6])
+
+    @property
+    def operations(self) -> int:
+        return self.latencies.count
 
     @property
     def rate_per_s(self) -> float:
-        return self.operations / self.elapsed_s
+        return self.operations / self.outcome.elapsed_s
 
     @property
     def server_s_per_operation(self) -> float:
@@ -64,11 +75,11 @@ class Run:
 
     @property
     def server_share(self) -> float:
-        return self.server_cpu.total_s / self.elapsed_s
+        return self.server_cpu.total_s / self.outcome.elapsed_s
 
     @property
     def client_share(self) -> float:
-        return self.client_cpu_s / self.elapsed_s
+        return self.outcome.cpu_s / self.outcome.elapsed_s
 
     @property
     def bottleneck(self) -> Bottleneck:
@@ -129,8 +140,11 @@ class LineProcess:
         return line
 
 
-async def run_jobs(clients: Sequence[LineProcess], jobs: Sequence[Job], server_pid: int) -> Run:
-    """Each job in the client of the same position, all at the same time; the server's CPU time over all of it."""
+async def run_jobs(clients: Sequence[LineProcess], jobs: Sequence[Job], server_pid: int) -> list[Run]:
+    """Each job in the client of the same position, all at the same time.
+
+    The server's CPU time is that of all jobs together, in each of the runs. Raises `LoadError`.
+    """
     for client, job in zip(clients, jobs, strict=True):
         await client.say(job.to_line())
     for client in clients:
@@ -143,19 +157,12 @@ async def run_jobs(clients: Sequence[LineProcess], jobs: Sequence[Job], server_p
         for client, job in zip(clients, jobs, strict=True)
     ]
     server_cpu = cpu_time(server_pid) - before
-    latencies = [latency for outcome in outcomes for latency in outcome.latencies_us]
-    if not latencies:
+    if not all(outcome.latencies_us for outcome in outcomes):
         raise LoadError("a run ended without a single operation")
-    return Run(
-        operations=len(latencies),
-        elapsed_s=max(outcome.elapsed_s for outcome in outcomes),
-        server_cpu=server_cpu,
-        client_cpu_s=max(outcome.cpu_s for outcome in outcomes),
-        latencies=summarize(latencies),
-        overdue=sum(outcome.overdue for outcome in outcomes),
-    )
+    return [Run.of(server_cpu, outcome) for outcome in outcomes]
 
 
 async def run_job(client: LineProcess, job: Job, server_pid: int) -> Run:
     """`run_jobs` with one client."""
-    return await run_jobs([client], [job], server_pid)
+    (run,) = await run_jobs([client], [job], server_pid)
+    return run
