@@ -14,6 +14,7 @@ from functools import partial
 
 import uvloop
 
+from appliance.cli.errors import first_error
 from bench.load.callers import (
     GET_KEY,
     KEYS_PER_CALLER,
@@ -121,7 +122,7 @@ def main() -> None:
                 sys.stdin.readline()
                 print(runner.run(prepared.run()).to_line(), flush=True)
             except* (LoadError, KmsError, OSError) as failures:
-                print(json.dumps({"error": str(failures.exceptions[0])}), flush=True)
+                print(json.dumps({"error": str(first_error(failures))}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A private chain with real nodes, registered apps and, where asked for, a peer whose keys the bench holds."""
 
 import secrets
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -45,7 +46,7 @@ class LoadNode:
 class LoadCluster:
     """Context manager: chain and contracts on entry; on exit everything is stopped. Nodes and apps come when asked for.
 
-    `directory` receives the nodes' logs.
+    `directory` receives the nodes' logs, and goes when the block ends without an error.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -73,6 +74,8 @@ class LoadCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stop()
+        if kind is None:
+            shutil.rmtree(self.directory)
 
     async def _start(self) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,11 +1,15 @@
 """What the scenarios found so far, and the words for it."""
 
 from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Final
 
 from bench.load.processes import Run
 from bench.results import Check, Curves, Figure, Parameter, Results, Sense
 
-PART = "load"
+PART: Final = "load"
+# What a chain, the clients' parent and a quiet system take, generously.
+QUIET_SHARE: Final = 0.3
 
 
 class Findings:
@@ -16,6 +20,7 @@ class Findings:
         self.checks: list[Check] = []
         self.curves: list[Curves] = []
         self.notes: list[str] = []
+        self._others_shares: list[float] = []
 
     def figure(self, group: str, name: str, value: float, unit: str, **parameters: Parameter) -> None:
         self.figures.append(Figure(group, name, value, unit, parameters))
@@ -28,6 +33,7 @@ class Findings:
 
     def run(self, group: str, run: Run, parameters: Mapping[str, Parameter]) -> None:
         """The figures of one run, and who was the bottleneck."""
+        self._others_shares.append(run.others_share)
         of = {**parameters, "bottleneck": run.bottleneck.value}
         for name, value, unit in (
             ("operations", run.rate_per_s, "1/s"),
@@ -37,11 +43,20 @@ class Findings:
             ("server CPU per 1000 operations", 1000 * run.server_s_per_operation, "s"),
             ("server CPU", 100 * run.server_share, "% of a core"),
             ("client CPU", 100 * run.client_share, "% of a core"),
+            ("CPU of all other processes", 100 * run.others_share, "% of a core"),
         ):
             self.figures.append(Figure(group, name, value, unit, of))
 
     def results(self) -> Results:
-        return Results(PART, self.figures, self.checks, self.curves, self.notes)
+        """Everything, with a warning where the machine was not ours alone."""
+        notes = list(self.notes)
+        if self._others_shares and max(self._others_shares) > QUIET_SHARE:
+            notes.append(
+                f"Other processes took {100 * median(self._others_shares):.0f} % of a core in the middle run and "
+                f"{100 * max(self._others_shares):.0f} % at most: latencies and CPU times would be lower on a quiet "
+                "machine; ratios within this run hold."
+            )
+        return Results(PART, self.figures, self.checks, self.curves, notes)
 
 
 def describe(run: Run) -> str:
@@ -50,7 +65,8 @@ def describe(run: Run) -> str:
     return (
         f"{run.rate_per_s:.0f}/s, {1e6 * run.server_s_per_operation:.0f} µs CPU each, p50 {latencies.p50_ms:.2f} "
         f"p99 {latencies.p99_ms:.2f} p99.9 {latencies.p999_ms:.2f} ms, server {100 * run.server_share:.0f} %, "
-        f"client {100 * run.client_share:.0f} %, bottleneck: {run.bottleneck}"
+        f"client {100 * run.client_share:.0f} %, others {100 * run.others_share:.0f} % of a core, bottleneck: "
+        f"{run.bottleneck}"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from appliance.cluster.messages import (
     DELTA,
+    DIGEST_REQUEST,
     MASTER_SECRET_REQUEST,
     SNAPSHOT_PAGE_REQUEST,
     SNAPSHOT_REQUEST,
@@ -108,6 +109,10 @@ class PeerUser:
     async def pull_whole(self) -> int:
         """A whole snapshot in one answer; how many records it held. Raises `LoadError`."""
         return _count(await self._exchange({"type": SNAPSHOT_REQUEST}))
+
+    async def compare(self) -> None:
+        """Ask for the digest of everything, so that the node keeps digests from now on. Raises `LoadError`."""
+        await self._exchange({"type": DIGEST_REQUEST, "ranges": [[None, ""]]})
 
     async def _exchange(self, inner: Mapping[str, object]) -> dict[str, object]:
         nonce = self._nonce or nonce_of(await self._connection.request(self._nonce_request))

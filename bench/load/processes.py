@@ -16,7 +16,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from bench.load.http import LoadError
 from bench.load.jobs import Job, Outcome
 from bench.load.latency import Latencies, summarize
-from bench.load.procfs import CpuTime, cpu_time
+from bench.load.procfs import CpuTime, cpu_time, machine_cpu_s
 
 MAX_LINE_BYTES: Final = 64 << 20
 PREPARE_TIMEOUT_S: Final = 60.0
@@ -45,16 +45,20 @@ def bottleneck(server_share: float, client_share: float) -> Bottleneck:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One job with what it cost on both sides. Shares are CPU seconds per second of one core."""
+    """One job with what it cost on both sides, and what everybody else on the machine took meanwhile.
+
+    Shares are CPU seconds per second of one core.
+    """
 
     server_cpu: CpuTime
+    machine_cpu_s: float
     outcome: Outcome
     latencies: Latencies
 
     @classmethod
-    def of(cls, server_cpu: CpuTime, outcome: Outcome) -> Self:
+    def of(cls, server_cpu: CpuTime, machine_cpu_s: float, outcome: Outcome) -> Self:
         """ValueError when nothing was done."""
-        return cls(server_cpu, outcome, summarize(outcome.latencies_us))
+        return cls(server_cpu, machine_cpu_s, outcome, summarize(outcome.latencies_us))
 
     def latencies_between(self, begin_s: float, end_s: float) -> Latencies:
         """Of what was due in this part of the run, on the monotonic clock. ValueError when that is nothing."""
@@ -80,6 +84,12 @@ class Run:
     @property
     def client_share(self) -> float:
         return self.outcome.cpu_s / self.outcome.elapsed_s
+
+    @property
+    def others_share(self) -> float:
+        """Of all other processes: what kept server and client from being busy, when neither was."""
+        others_s = self.machine_cpu_s - self.server_cpu.total_s - self.outcome.cpu_s
+        return max(others_s, 0.0) / self.outcome.elapsed_s
 
     @property
     def bottleneck(self) -> Bottleneck:
@@ -149,17 +159,17 @@ async def run_jobs(clients: Sequence[LineProcess], jobs: Sequence[Job], server_p
         await client.say(job.to_line())
     for client in clients:
         await client.hear(PREPARE_TIMEOUT_S)
-    before = cpu_time(server_pid)
+    before, machine_before_s = cpu_time(server_pid), machine_cpu_s()
     for client in clients:
         await client.say("go")
     outcomes = [
         Outcome.from_line(await client.hear(job.duration_s + OVERTIME_S))
         for client, job in zip(clients, jobs, strict=True)
     ]
-    server_cpu = cpu_time(server_pid) - before
+    server_cpu, machine_s = cpu_time(server_pid) - before, machine_cpu_s() - machine_before_s
     if not all(outcome.latencies_us for outcome in outcomes):
         raise LoadError("a run ended without a single operation")
-    return [Run.of(server_cpu, outcome) for outcome in outcomes]
+    return [Run.of(server_cpu, machine_s, outcome) for outcome in outcomes]
 
 
 async def run_job(client: LineProcess, job: Job, server_pid: int) -> Run:

@@ -52,6 +52,22 @@ def parse_status(text: str) -> Memory:
     return Memory(kib("VmRSS"), kib("VmHWM"), int(fields["Threads"]))
 
 
+def parse_machine_stat(text: str, ticks_per_s: int) -> float:
+    """CPU seconds that the whole machine has worked, from `/proc/stat`; waiting and what a hypervisor took count not.
+
+    ValueError for anything else.
+    """
+    name, *fields = text.splitlines()[0].split()
+    if name != "cpu":
+        raise ValueError("the first line of /proc/stat is not the sum of all CPUs")
+    user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, fields)
+    return (user + nice + system + irq + softirq) / ticks_per_s
+
+
+def machine_cpu_s() -> float:
+    return parse_machine_stat(Path("/proc/stat").read_text(encoding="utf-8"), _TICKS_PER_S)
+
+
 def cpu_time(pid: int) -> CpuTime:
     """OSError when there is no such process."""
     return parse_stat(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace"), _TICKS_PER_S)

@@ -46,6 +46,7 @@ class Plan:
     rounds: int = 5
     apps: int = 8
     store_sizes: tuple[int, ...] = (10_000, 100_000)
+    cold_apps: int = 100
 
 
 QUICK: Final = Plan(frozenset({Scenario.OPERATIONS}), (Work.DERIVE,), duration_s=1.5, apps=4)
@@ -78,9 +79,9 @@ async def run_suite(plan: Plan, progress: Progress) -> Findings:
             with progress.step("Memory of a record") as step:
                 await bench.measure_memory(plan.store_sizes, step)
     if Scenario.IDLE in plan.scenarios:
-        async with _stage(plan, progress) as stage:
-            with progress.step("An idle node") as step:
-                await measure_idle(stage.cluster, findings, step)
+        with progress.step("An idle node") as step:
+            async with LoadCluster(log_directory()) as cluster:
+                await measure_idle(cluster, findings, step)
     if Scenario.EVENT_LOOP in plan.scenarios:
         await _event_loop(plan, findings, progress)
     return findings
@@ -99,7 +100,8 @@ async def _app_scenarios(plan: Plan, stage: Stage, findings: Findings, progress:
                 await arrivals.sweep(step, next_nonce=next_nonce)
     if Scenario.COLD in plan.scenarios:
         with progress.step("Cold registry misses"):
-            await measure_cold_misses(stage.cluster, stage.node, stage.client, findings)
+            callers = await stage.cluster.add_apps(plan.cold_apps)
+            await measure_cold_misses(stage.node, callers, stage.client, findings)
 
 
 async def _replication(plan: Plan, stage: Stage, findings: Findings, progress: Progress) -> None:
@@ -134,6 +136,8 @@ async def _event_loop(plan: Plan, findings: Findings, progress: Progress) -> Non
             for work in (Work.DERIVE, Work.GET, Work.PUT):
                 step.say(work)
                 await bench.load(node, work, callers, plan.duration_s)
+            step.say("cold registry misses")
+            await bench.cold_misses(node, await cluster.add_apps(plan.cold_apps))
             peer = await cluster.add_peer()
             await cluster.wait_until_members(node, 2)
             step.say("filling the store")

@@ -23,6 +23,7 @@ from bench.results import Figure, Parameter
 CONNECTIONS: Final = 8
 LAUNCHER: Final = ("-m", "bench.load.node")
 OURS: Final = (Cause.OWN_CODE, Cause.OTHER_THREAD)
+COLD_TIMEOUT_S: Final = 60.0
 PLACES_SHOWN: Final = 6
 GROUP: Final = "event loop"
 
@@ -68,6 +69,14 @@ class BlockingBench:
             records=self._records,
         )
         async with self._phase(work.value):
+            await run_job(self._client, job, node.pid)
+
+    async def cold_misses(self, node: LoadNode, callers: Sequence[CallerKeys]) -> None:
+        """The first derive of each of these apps."""
+        job = Job(
+            work=Work.DERIVE, node=node.address, callers=callers, duration_s=COLD_TIMEOUT_S, connections=1, once=True
+        )
+        async with self._phase("cold registry misses"):
             await run_job(self._client, job, node.pid)
 
     async def fill(self, node: LoadNode, peer: CallerKeys, records: int) -> None:

@@ -126,9 +126,13 @@ class OperationBench:
             self.findings.notes.append(f"{label}, closed loop of {CONNECTIONS} connections: {describe(typical)}.")
         self.findings.figure(GROUP, "floor", 1e6 * median(rounds.floors_s), "µs CPU", what=f"nonce + {name}")
         cost = [run.server_s_per_operation for run in rounds.fetched]
+        ratios = [spent / floor for spent, floor in zip(cost, rounds.floors_s, strict=True)]
+        self.findings.notes.append(
+            f"nonce + {name} against its floor, round by round: {', '.join(f'{ratio:.2f}' for ratio in ratios)}."
+        )
         self.findings.at_most(
             f"nonce + {name}, CPU against the floor",
-            median(spent / floor for spent, floor in zip(cost, rounds.floors_s, strict=True)),
+            median(ratios),
             MAX_FLOOR_RATIO,
             "×",
             f"server CPU of GET /nonce and {name}, divided by recover + sign + the operation's HKDFs and AES-GCMs + "

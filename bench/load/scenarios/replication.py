@@ -124,12 +124,12 @@ class ReplicationBench:
             overhead,
             MAX_RECORD_OVERHEAD_BYTES,
             "B",
-            "growth of VmRSS divided by the records, less key and ciphertext",
+            "growth of VmRSS divided by the records, less key and ciphertext; the digests of anti-entropy included",
             same_run=False,
         )
 
     async def fill(self, records: int, step: Step) -> None:
-        """Bring the store to so many records. Raises `LoadError`."""
+        """Bring the store to so many records, and have the node make the digests of them. Raises `LoadError`."""
         connection = await Connection.open("127.0.0.1", self._node.address.port)
         user = PeerUser(self._peer, self._node.address, connection)
         await user.join()
@@ -138,6 +138,7 @@ class ReplicationBench:
             await user.push(range(self._records, self._records + count))
             self._records += count
             step.say(f"{self._records} of {records} records")
+        await user.compare()
         connection.close()
 
     async def measure_snapshots(self, step: Step, duration_s: float) -> None:
