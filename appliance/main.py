@@ -59,7 +59,7 @@ from appliance.tee.nsm.module import SecureModule
 from appliance.tee.nsm.provider import NsmTee
 from appliance.tee.odyn import OdynTee
 from appliance.tee.port import TeeIdentity, TeeProvider
-from appliance.variables import BindAddress, TcpAddress, UnixAddress, VsockAddress
+from appliance.variables import BindAddress, TcpAddress, TrustedIngress, UnixAddress, VsockAddress
 from kmscore.errors import ConfigError, Unavailable
 from kmscore.json import MAX_ITEMS
 from kmscore.nonce import EnvelopeNonces, NonceIssuer, UsedNonces
@@ -332,24 +332,25 @@ async def serve(settings: Settings) -> None:
         listener = bind(settings.bind_addr)
         cleanup.callback(listener.close)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # we say ourselves when we start and stop
-        server = uvicorn.Server(
-            uvicorn.Config(
-                node.app,
-                http=bounded_http_protocol(
-                    proxy_v2=settings.trusted_ingress.proxy_v2, trusted_ingress=settings.trusted_ingress.networks
-                ),
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=30,
-                timeout_graceful_shutdown=int(REQUESTS_FINISH_S),
-                backlog=1024,
-            )
-        )
+        server = uvicorn.Server(uvicorn_config(node.app, settings.trusted_ingress))
         await _run(settings, node, reader, server, listener, rng)
+
+
+def uvicorn_config(app: ASGIApp, ingress: TrustedIngress) -> uvicorn.Config:
+    """How a node's HTTP server is set up, around whatever it serves and behind this ingress."""
+    return uvicorn.Config(
+        app,
+        http=bounded_http_protocol(proxy_v2=ingress.proxy_v2, trusted_ingress=ingress.networks),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(REQUESTS_FINISH_S),
+        backlog=1024,
+    )
 
 
 def _tunnels(settings: Settings, urls: Callable[[], Iterable[str]]) -> Tunnels | None:

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +18,8 @@ from kmscore.errors import KmsError
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 25.0
 POLL_S = 0.2
+
+SERVE = ("-m", "appliance", "serve")
 
 
 class DevnetError(KmsError):
@@ -83,11 +85,18 @@ async def wait_until_serving(node: DevnetNode, timeout_s: float = START_TIMEOUT_
 
 class NodeProcess:
     """One running node; its log goes to a file. `url` is where it listens, `registered_url` what the registry is told:
-    the same unless another is given.
+    the same unless another is given. `arguments` are Python's: what it runs as a node.
     """
 
     def __init__(
-        self, name: str, port: int, environ: Mapping[str, str], log_path: Path, *, registered_url: str | None = None
+        self,
+        name: str,
+        port: int,
+        environ: Mapping[str, str],
+        log_path: Path,
+        *,
+        registered_url: str | None = None,
+        arguments: Sequence[str] = SERVE,
     ) -> None:
         self.name = name
         self.url = f"http://127.0.0.1:{port}"
@@ -99,7 +108,7 @@ class NodeProcess:
         }
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "appliance", "serve"],
+                [sys.executable, *arguments],
                 env={
                     **inherited,
                     "IN_ENCLAVE": "false",
