@@ -36,16 +36,17 @@ class Findings:
         self._others_shares.append(run.others_share)
         of = {**parameters, "bottleneck": run.bottleneck.value}
         for name, value, unit in (
-            ("operations", run.rate_per_s, "1/s"),
-            ("p50", run.latencies.p50_ms, "ms"),
-            ("p99", run.latencies.p99_ms, "ms"),
-            ("p99.9", run.latencies.p999_ms, "ms"),
+            *_latency_figures(run),
             ("server CPU per 1000 operations", 1000 * run.server_s_per_operation, "s"),
             ("server CPU", 100 * run.server_share, "% of a core"),
             ("client CPU", 100 * run.client_share, "% of a core"),
             ("CPU of all other processes", 100 * run.others_share, "% of a core"),
         ):
             self.figures.append(Figure(group, name, value, unit, of))
+
+    def latencies(self, group: str, run: Run, parameters: Mapping[str, Parameter]) -> None:
+        """The figures of a run beside another one: the server's CPU time is that of both and belongs to neither."""
+        self.figures.extend(Figure(group, name, value, unit, parameters) for name, value, unit in _latency_figures(run))
 
     def results(self) -> Results:
         """Everything, with a warning where the machine was not ours alone."""
@@ -59,12 +60,26 @@ class Findings:
         return Results(PART, self.figures, self.checks, self.curves, notes)
 
 
+def _latency_figures(run: Run) -> tuple[tuple[str, float, str], ...]:
+    return (
+        ("operations", run.rate_per_s, "1/s"),
+        ("p50", run.latencies.p50_ms, "ms"),
+        ("p99", run.latencies.p99_ms, "ms"),
+        ("p99.9", run.latencies.p999_ms, "ms"),
+    )
+
+
+def describe_latencies(run: Run) -> str:
+    """Rate and percentiles, for a run beside another one."""
+    of = run.latencies
+    return f"{run.rate_per_s:.0f}/s, p50 {of.p50_ms:.2f} p99 {of.p99_ms:.2f} p99.9 {of.p999_ms:.2f} ms"
+
+
 def describe(run: Run) -> str:
     """One run in one line, for people who wait."""
-    latencies = run.latencies
     return (
-        f"{run.rate_per_s:.0f}/s, {1e6 * run.server_s_per_operation:.0f} µs CPU each, p50 {latencies.p50_ms:.2f} "
-        f"p99 {latencies.p99_ms:.2f} p99.9 {latencies.p999_ms:.2f} ms, server {100 * run.server_share:.0f} %, "
+        f"{describe_latencies(run)}, {1e6 * run.server_s_per_operation:.0f} µs CPU each, "
+        f"server {100 * run.server_share:.0f} %, "
         f"client {100 * run.client_share:.0f} %, others {100 * run.others_share:.0f} % of a core, bottleneck: "
         f"{run.bottleneck}"
     )

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -47,18 +48,20 @@ def bottleneck(server_share: float, client_share: float) -> Bottleneck:
 class Run:
     """One job with what it cost on both sides, and what everybody else on the machine took meanwhile.
 
+    `window_s` is how long the server and the others were watched: with several jobs at once until the last has ended.
     Shares are CPU seconds per second of one core.
     """
 
+    window_s: float
     server_cpu: CpuTime
-    machine_cpu_s: float
+    others_cpu_s: float
     outcome: Outcome
     latencies: Latencies
 
     @classmethod
-    def of(cls, server_cpu: CpuTime, machine_cpu_s: float, outcome: Outcome) -> Self:
+    def of(cls, window_s: float, server_cpu: CpuTime, others_cpu_s: float, outcome: Outcome) -> Self:
         """ValueError when nothing was done."""
-        return cls(server_cpu, machine_cpu_s, outcome, summarize(outcome.latencies_us))
+        return cls(window_s, server_cpu, others_cpu_s, outcome, summarize(outcome.latencies_us))
 
     def latencies_between(self, begin_s: float, end_s: float) -> Latencies:
         """Of what was due in this part of the run, on the monotonic clock. ValueError when that is nothing."""
@@ -79,7 +82,7 @@ class Run:
 
     @property
     def server_share(self) -> float:
-        return self.server_cpu.total_s / self.outcome.elapsed_s
+        return self.server_cpu.total_s / self.window_s
 
     @property
     def client_share(self) -> float:
@@ -88,8 +91,7 @@ class Run:
     @property
     def others_share(self) -> float:
         """Of all other processes: what kept server and client from being busy, when neither was."""
-        others_s = self.machine_cpu_s - self.server_cpu.total_s - self.outcome.cpu_s
-        return max(others_s, 0.0) / self.outcome.elapsed_s
+        return self.others_cpu_s / self.window_s
 
     @property
     def bottleneck(self) -> Bottleneck:
@@ -159,7 +161,7 @@ async def run_jobs(clients: Sequence[LineProcess], jobs: Sequence[Job], server_p
         await client.say(job.to_line())
     for client in clients:
         await client.hear(PREPARE_TIMEOUT_S)
-    before, machine_before_s = cpu_time(server_pid), machine_cpu_s()
+    begun_s, before, machine_before_s = time.monotonic(), cpu_time(server_pid), machine_cpu_s()
     for client in clients:
         await client.say("go")
     outcomes = [
@@ -167,9 +169,12 @@ async def run_jobs(clients: Sequence[LineProcess], jobs: Sequence[Job], server_p
         for client, job in zip(clients, jobs, strict=True)
     ]
     server_cpu, machine_s = cpu_time(server_pid) - before, machine_cpu_s() - machine_before_s
+    window_s = time.monotonic() - begun_s
+    # Rounding of the kernel's ticks can make it less than nothing on a quiet machine.
+    others_s = max(machine_s - server_cpu.total_s - sum(outcome.cpu_s for outcome in outcomes), 0.0)
     if not all(outcome.latencies_us for outcome in outcomes):
         raise LoadError("a run ended without a single operation")
-    return [Run.of(server_cpu, machine_s, outcome) for outcome in outcomes]
+    return [Run.of(window_s, server_cpu, others_s, outcome) for outcome in outcomes]
 
 
 async def run_job(client: LineProcess, job: Job, server_pid: int) -> Run:

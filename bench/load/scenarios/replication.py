@@ -11,7 +11,7 @@ import anyio
 
 from appliance.devnet.progress import Step
 from bench.load.cluster import LoadCluster, LoadNode
-from bench.load.findings import Findings, describe
+from bench.load.findings import Findings, describe, describe_latencies
 from bench.load.http import Connection, LoadError
 from bench.load.identities import CallerKeys
 from bench.load.jobs import Job, Work
@@ -159,7 +159,8 @@ class ReplicationBench:
             )
             self._findings.notes.append(
                 f"{what}: {alone.latencies.p50_ms:.0f} ms, {1000 * alone.server_s_per_operation:.0f} ms server CPU, at "
-                f"most {excess_mb:.0f} MB more memory; derives meanwhile: {describe(derives)}."
+                f"most {excess_mb:.0f} MB more memory; derives meanwhile: "
+                f"{describe_latencies(derives)}; server {100 * derives.server_share:.0f} % of a core."
             )
             self._judge_derives(f"derives while a {what} is served", derives, derives.latencies.p99_ms)
 
@@ -218,7 +219,7 @@ class ReplicationBench:
         )
 
     def _judge_derives(self, name: str, run: Run, p99_ms: float) -> None:
-        self._findings.run(GROUP, run, {"what": name})
+        self._findings.latencies(GROUP, run, {"what": name})
         self._findings.at_most(
             f"{name}, p99",
             p99_ms,
