@@ -21,6 +21,10 @@ DRAIN_S: Final = 120.0
 SNAPSHOT_RECORDS: Final = 10_000
 # How far measured and predicted may be apart: the model knows of no scheduler, no garbage collection, no noise.
 FACTOR: Final = 2.0
+CONVERGENCE: Final = "convergence, mean"
+# Between two nodes nothing is passed on: the one delivery costs less than the app's own request, and both are lost in
+# what idling takes meanwhile.
+PASSED_ON_NODES: Final = 3
 CORE: Final = 1.0
 # One at a time, as they were measured.
 RARE_WRITES_PER_S: Final = 0.05
@@ -145,7 +149,7 @@ def compare(costs: Costs, measured: Sequence[Figure], *, cores: int, seed: int) 
     figures: list[Figure] = []
     checks: list[Check] = []
     for name, unit, predicted in (
-        ("convergence, mean", "s", _convergence_s),
+        (CONVERGENCE, "s", _convergence_s),
         ("CPU of a write, all nodes", "ms", _cpu_of_a_write_ms),
     ):
         apart = []
@@ -154,7 +158,8 @@ def compare(costs: Costs, measured: Sequence[Figure], *, cores: int, seed: int) 
                 nodes = int(figure.parameters["nodes"])
                 value = predicted(nodes, costs, cores, seed)
                 figures.append(Figure("model", f"{name}, predicted", value, unit, {"nodes": nodes}))
-                apart.append(max(value / figure.value, figure.value / value))
+                if name == CONVERGENCE or nodes >= PASSED_ON_NODES:
+                    apart.append(max(value / figure.value, figure.value / value))
         if apart:
             checks.append(
                 Check(
@@ -248,7 +253,7 @@ def _limit(writes_per_s: float, costs: Costs) -> str:
     nodes = 2
     while nodes < MOST_NODES and demand(Scenario(nodes, writes_per_s), costs).cpu < CORE:
         nodes += 1
-    what = "Idle" if not writes_per_s else f"With {writes_per_s:,g} writes a second in the cluster"
+    what = "Idle" if not writes_per_s else f"With {_rate(writes_per_s)} in the cluster"
     if nodes == MOST_NODES:
         return f"{what}, a node's core is enough beyond {MOST_NODES:,} nodes, more than a membership can have."
     needs = demand(Scenario(nodes, writes_per_s), costs)
@@ -259,6 +264,10 @@ def _limit(writes_per_s: float, costs: Costs) -> str:
 
 
 MOST_NODES: Final = 10_000
+
+
+def _rate(writes_per_s: float) -> str:
+    return "one write a second" if writes_per_s == 1 else f"{writes_per_s:,g} writes a second"
 
 
 def _needs(costs: Costs) -> str:

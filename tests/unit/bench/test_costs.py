@@ -58,3 +58,12 @@ def test_a_measurement_far_from_the_model_fails_the_check_on_either_side() -> No
 def test_figures_are_plain_numbers_with_units() -> None:
     assert json.dumps([dataclasses.asdict(figure) for figure in COSTS.figures()])
     assert {figure.unit for figure in COSTS.figures()} == {"s", "B"}
+
+
+def test_the_cost_of_a_write_is_compared_where_it_is_passed_on_and_predicted_everywhere() -> None:
+    name = "CPU of a write, all nodes"
+    measured = [Figure("nodes", name, 1e9, "ms", {"nodes": 2}), Figure("nodes", name, 50.0, "ms", {"nodes": 3})]
+    figures, (check,) = compare(COSTS, measured, cores=2, seed=1)
+    assert [figure.parameters["nodes"] for figure in figures] == [2, 3]
+    assert "the worst of 1 sizes" in check.meaning
+    assert check.value < 1e3
