@@ -17,6 +17,7 @@ NATIVE_LIBRARIES = {
 
 # What each extension links against; one entry per kmscore/_*.pyx.
 EXTENSIONS = {
+    "_aead": ["libcrypto"],
     "_blake3": [],
     "_json": [],
     "_keccak": [],
