@@ -20,7 +20,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from appliance import __version__
-from appliance.api.app import AddressLimiter, Endpoints, ErrorBoundary
+from appliance.api.app import AddressLimiter, Endpoints
 from appliance.api.attestation import AttestationApi
 from appliance.api.bodies import BodyBudget
 from appliance.api.exchange import Answerer
@@ -283,7 +283,7 @@ def build_node(
         clock=clock,
     )
     sweeper = Sweeper(replica=replica, peers=peers, pusher=pusher, clock=clock)
-    return Node(identity, ErrorBoundary(endpoints), node_tick, sync_tick, anti_entropy, sweeper, keys, peers.urls)
+    return Node(identity, endpoints, node_tick, sync_tick, anti_entropy, sweeper, keys, peers.urls)
 
 
 async def serve(settings: Settings) -> None:
