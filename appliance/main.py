@@ -1,5 +1,6 @@
 """The composition root: builds every object of a node, runs server and ticks as siblings, stops them in order."""
 
+import gc
 import logging
 import math
 import os
@@ -333,6 +334,10 @@ async def serve(settings: Settings) -> None:
         cleanup.callback(listener.close)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # we say ourselves when we start and stop
         server = uvicorn.Server(uvicorn_config(node.app, settings.trusted_ingress))
+        # What was made until here stays as long as the process: the collector need not look at it again and again,
+        # which takes tens of milliseconds each time, all of them in the event loop.
+        gc.collect()
+        gc.freeze()
         await _run(settings, node, reader, server, listener, rng)
 
 
