@@ -17,10 +17,12 @@ NATIVE_LIBRARIES = {
 
 # What each extension links against; one entry per kmscore/_*.pyx.
 EXTENSIONS = {
+    "_aead": ["libcrypto"],
     "_blake3": [],
     "_json": [],
     "_keccak": [],
     "_mac": ["libcrypto"],
+    "_nonce": ["libcrypto"],
     "_pop": ["libsecp256k1", "libcrypto"],
     "_record": [],
     "_secret": ["libcrypto"],

@@ -1,5 +1,6 @@
 """The composition root: builds every object of a node, runs server and ticks as siblings, stops them in order."""
 
+import gc
 import logging
 import math
 import os
@@ -20,7 +21,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from appliance import __version__
-from appliance.api.app import AddressLimiter, Endpoints, ErrorBoundary
+from appliance.api.app import AddressLimiter, Endpoints
 from appliance.api.attestation import AttestationApi
 from appliance.api.bodies import BodyBudget
 from appliance.api.exchange import Answerer
@@ -283,7 +284,7 @@ def build_node(
         clock=clock,
     )
     sweeper = Sweeper(replica=replica, peers=peers, pusher=pusher, clock=clock)
-    return Node(identity, ErrorBoundary(endpoints), node_tick, sync_tick, anti_entropy, sweeper, keys, peers.urls)
+    return Node(identity, endpoints, node_tick, sync_tick, anti_entropy, sweeper, keys, peers.urls)
 
 
 async def serve(settings: Settings) -> None:
@@ -333,6 +334,10 @@ async def serve(settings: Settings) -> None:
         cleanup.callback(listener.close)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # we say ourselves when we start and stop
         server = uvicorn.Server(uvicorn_config(node.app, settings.trusted_ingress))
+        # What was made until here stays as long as the process: the collector need not look at it again and again,
+        # which takes tens of milliseconds each time, all of them in the event loop.
+        gc.collect()
+        gc.freeze()
         await _run(settings, node, reader, server, listener, rng)
 
 

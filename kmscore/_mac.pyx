@@ -7,9 +7,18 @@ constant-time (CRYPTO_memcmp). Hex and envelopes are public data and are not tre
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 
-from kmscore._ffi.crypto cimport CRYPTO_memcmp, EVP_sha256, HMAC
+from kmscore._ffi.crypto cimport (
+    CRYPTO_memcmp,
+    EVP_DigestFinal_ex,
+    EVP_DigestInit_ex,
+    EVP_DigestUpdate,
+    EVP_MD,
+    EVP_MD_CTX_free,
+    EVP_MD_CTX_new,
+    EVP_MD_fetch,
+)
 from kmscore._secret cimport SecretBytes, wipe_memory
 
 from enum import Enum
@@ -19,7 +28,6 @@ from kmscore.errors import InvariantBroken, Reason, Rejected
 
 cdef enum:
     KEY_BYTES = 32
-    TAG_BYTES = 32
     NONCE_BYTES = 12
     GCM_TAG_BYTES = 16
     # More than twice a P-384 key in DER (120 bytes): what is longer cannot be a key and is not worth decoding.
@@ -39,12 +47,65 @@ class MacVerdict(Enum):
 # --- HMAC-SHA256 ---------------------------------------------------------------------------------------------------
 
 
+# Fetched once: libcrypto's one-call HMAC looks SHA-256 up three times, which for short messages is two thirds of it.
+cdef const EVP_MD* SHA256 = EVP_MD_fetch(NULL, "SHA256", NULL)
+if SHA256 == NULL:
+    raise InvariantBroken("libcrypto has no SHA-256")
+
+
+cdef bint hmac_start(Hmac* mac, const unsigned char* key, size_t key_size) noexcept nogil:
+    cdef unsigned char inner[BLOCK_BYTES]
+    cdef bint started
+    cdef size_t i
+    memset(inner, 0, BLOCK_BYTES)
+    mac.hash = EVP_MD_CTX_new()
+    started = mac.hash != NULL
+    if key_size <= BLOCK_BYTES:
+        memcpy(inner, key, key_size)
+    elif started:
+        started = (
+            EVP_DigestInit_ex(mac.hash, SHA256, NULL) == 1
+            and EVP_DigestUpdate(mac.hash, key, key_size) == 1
+            and EVP_DigestFinal_ex(mac.hash, inner, NULL) == 1
+        )
+    for i in range(<size_t>BLOCK_BYTES):
+        mac.outer[i] = inner[i] ^ 0x5C
+        inner[i] ^= 0x36
+    started = (
+        started
+        and EVP_DigestInit_ex(mac.hash, SHA256, NULL) == 1
+        and EVP_DigestUpdate(mac.hash, inner, BLOCK_BYTES) == 1
+    )
+    wipe_memory(inner, BLOCK_BYTES)
+    return started
+
+
+cdef bint hmac_update(Hmac* mac, const unsigned char* data, size_t size) noexcept nogil:
+    return mac.hash != NULL and EVP_DigestUpdate(mac.hash, data, size) == 1
+
+
+cdef bint hmac_finish(Hmac* mac, unsigned char* tag) noexcept nogil:
+    cdef bint finished = (
+        mac.hash != NULL
+        and EVP_DigestFinal_ex(mac.hash, tag, NULL) == 1
+        and EVP_DigestInit_ex(mac.hash, SHA256, NULL) == 1
+        and EVP_DigestUpdate(mac.hash, mac.outer, BLOCK_BYTES) == 1
+        and EVP_DigestUpdate(mac.hash, tag, TAG_BYTES) == 1
+        and EVP_DigestFinal_ex(mac.hash, tag, NULL) == 1
+    )
+    EVP_MD_CTX_free(mac.hash)  # wipes what it held
+    mac.hash = NULL
+    wipe_memory(mac.outer, BLOCK_BYTES)
+    return finished
+
+
 cdef bint compute_tag(
     const unsigned char* key, const unsigned char* data, size_t size, unsigned char* tag
 ) noexcept nogil:
     """Whether `tag` (TAG_BYTES) now is the HMAC-SHA256 of `data` under `key` (KEY_BYTES)."""
-    cdef unsigned int written = 0
-    return HMAC(EVP_sha256(), key, KEY_BYTES, data, size, tag, &written) != NULL and written == TAG_BYTES
+    cdef Hmac mac
+    cdef bint computed = hmac_start(&mac, key, KEY_BYTES) and hmac_update(&mac, data, size)
+    return hmac_finish(&mac, tag) and computed
 
 
 cdef int tag_of(SecretBytes key, bytes data, unsigned char* tag) except -1:
@@ -158,7 +219,6 @@ cdef extern from *:
 
 
 cdef bint read_hex(const unsigned char* text, Py_ssize_t size, unsigned char* out) noexcept nogil:
-    """Whether the 2 * `size` characters of `text` are hex digits; then `out` has the `size` bytes they mean."""
     return read_hex_in_vectors(text, <size_t>size, out)
 
 

@@ -15,6 +15,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memcpy
 
+from kmscore._mac cimport read_hex
 from kmscore._merge cimport Verdict, View, compare_payloads, decide_merge
 from kmscore._vclock cimport (
     CLOCK_EQUAL,
@@ -129,29 +130,6 @@ cdef int check_key(object key, Py_ssize_t limit_bytes) except -1:
     return 0
 
 
-# --- hex ---
-
-# 0..15, or 255 for what is no hex digit; without branches, so that the compiler makes vectors of it.
-cdef inline uint8_t nibble(uint8_t char) noexcept nogil:
-    cdef uint8_t digit = <uint8_t>(char ^ 0x30)
-    cdef uint8_t letter = <uint8_t>((char | 0x20) ^ 0x60)
-    return digit if digit <= 9 else (<uint8_t>(letter + 9) if 1 <= letter <= 6 else <uint8_t>255)
-
-
-cdef bint decode_hex(const char *text, size_t size, char *out) noexcept nogil:
-    cdef const uint8_t *digits = <const uint8_t *>text
-    cdef uint8_t seen = 0
-    cdef uint8_t high
-    cdef uint8_t low
-    cdef size_t i
-    for i in range(size):
-        high = nibble(digits[2 * i])
-        low = nibble(digits[2 * i + 1])
-        seen |= high | low
-        out[i] = <char>(<uint8_t>(high << 4) | low)
-    return seen <= 15
-
-
 # The ciphertext of a live record: hex in either case, `0x` or not (protocol, conventions).
 cdef bytes parse_value(object text, Py_ssize_t limit_bytes):
     cdef Py_ssize_t size = 0
@@ -168,7 +146,7 @@ cdef bytes parse_value(object text, Py_ssize_t limit_bytes):
     if size < SEAL_BYTES:
         raise malformed("a record's value is shorter than a nonce and a tag")
     value = PyBytes_FromStringAndSize(NULL, size)
-    if not decode_hex(digits, size, PyBytes_AS_STRING(value)):
+    if not read_hex(<const unsigned char *>digits, size, <unsigned char *>PyBytes_AS_STRING(value)):
         raise malformed("a record's value must be hex or null")
     return value
 
@@ -361,6 +339,44 @@ def encode_record(Record record not None) -> dict:
         "tombstone": record.value is None,
         "ttl_ms": record.ttl_ms,
     }
+
+
+# The bytes of a text in compact JSON: two quotes, and more than one for what is escaped.
+cdef size_t json_text_bytes(const char *text, size_t size) noexcept nogil:
+    cdef size_t total = size + 2
+    cdef size_t i
+    cdef uint8_t char
+    for i in range(size):
+        char = <uint8_t>text[i]
+        if char == c'"' or char == c'\\':
+            total += 1
+        elif char < 0x20:
+            total += 1 if char == 8 or char == 9 or char == 10 or char == 12 or char == 13 else 5
+    return total
+
+
+cdef size_t json_number_bytes(int64_t number) noexcept nogil:
+    cdef size_t digits = 1
+    while number >= 10:
+        number //= 10
+        digits += 1
+    return digits
+
+
+def encoded_bytes(Record record not None) -> int:
+    """The length of `encode_record(record)` in compact JSON, without making it."""
+    cdef Py_ssize_t key_size = 0
+    cdef const char *key = PyUnicode_AsUTF8AndSize(record.key, &key_size)
+    cdef size_t total = 70 + json_text_bytes(key, <size_t>key_size)  # 70: braces, member names, colons and commas
+    cdef Writer *writer
+    cdef size_t i
+    total += 4 + 4 if record.value is None else 2 + 2 * <size_t>PyBytes_GET_SIZE(record.value) + 5
+    total += json_number_bytes(record.updated_at_ms) + json_number_bytes(record.ttl_ms)
+    for i in range(record.entries):
+        writer = record.clock[i].writer
+        # Name, colon and counter; one comma less than there are writers.
+        total += json_text_bytes(writer_name(writer), writer.node.size) + json_number_bytes(record.clock[i].counter) + 2
+    return total - 1
 
 
 def merge_records(Record ours, Record theirs not None) -> tuple:

@@ -3,22 +3,34 @@
 Refuses to take an app id from anything but its caller, and knows no policy: who may derive what is decided before.
 """
 
-from typing import Final, final
+from typing import Final
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
+from kmscore._aead import DataCipher, hkdf_sha256
 from kmscore.blake3 import blake3_derive_key
 from kmscore.errors import InvariantBroken, Reason, Rejected
 from kmscore.keccak import keccak256
 from kmscore.secret import SecretBytes
 
+__all__ = [
+    "DATA_KEY_BYTES",
+    "MASTER_SECRET_BYTES",
+    "MAX_APP_ID",
+    "MAX_LENGTH_BYTES",
+    "NONCE_BYTES",
+    "TAG_BYTES",
+    "DataCipher",
+    "derive_app_key",
+    "derive_data_key",
+    "derive_digest_key",
+    "derive_sync_key",
+    "master_secret_hash",
+]
+
 MASTER_SECRET_BYTES: Final = 32
 DATA_KEY_BYTES: Final = 32
 MAX_LENGTH_BYTES: Final = 1024  # protocol §4
 MAX_APP_ID: Final = 2**256 - 1  # a uint256 on the chain
+# Of a value at rest: in front of the ciphertext and behind it.
 NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
 
@@ -54,7 +66,7 @@ def derive_app_key(master: SecretBytes, app_id: int, path: str, context: str = "
     if not info:
         # Raised out here so that our error does not carry the encoder's, which keeps the text.
         raise Rejected(Reason.BAD_FIELD, "path or context has half of a surrogate pair")
-    return HKDF(SHA256(), length, f"nova-kms:app:{app_id}".encode("ascii"), info).derive(master.reveal())
+    return hkdf_sha256(master, f"nova-kms:app:{app_id}".encode("ascii"), info, length)
 
 
 def derive_data_key(master: SecretBytes, app_id: int) -> SecretBytes:
@@ -78,44 +90,3 @@ def derive_digest_key(sync_key: SecretBytes) -> SecretBytes:
 def master_secret_hash(master: SecretBytes) -> bytes:
     """What the chain shows of the master secret: its keccak256, 32 bytes (chain §2)."""
     return keccak256(master.reveal())
-
-
-@final
-class DataCipher:
-    """AES-256-GCM of one app's values: 12-byte nonce ‖ ciphertext ‖ 16-byte tag, no associated data (protocol §5).
-
-    The key is copied into `cryptography`'s memory and cannot be wiped from there.
-    """
-
-    __slots__ = ("_aead",)
-
-    def __init__(self, key: SecretBytes) -> None:
-        """Raises InvariantBroken for a key that is not 32 bytes long."""
-        if len(key) != DATA_KEY_BYTES:
-            raise InvariantBroken("a data key is not 32 bytes long")
-        self._aead = AESGCM(key.reveal())
-
-    def seal(self, plaintext: bytes, nonce: bytes) -> bytes:
-        """Encrypt a value. `nonce` is 12 random bytes, so equal values differ; InvariantBroken for another length."""
-        if len(nonce) != NONCE_BYTES:
-            raise InvariantBroken("the nonce of a value is not 12 bytes long")
-        return nonce + self._aead.encrypt(nonce, plaintext, None)
-
-    def open(self, ciphertext: bytes) -> bytes:
-        """Decrypt a value. Raises `Rejected(UNDECRYPTABLE)` when it is too short or was not made with this key."""
-        if len(ciphertext) >= NONCE_BYTES + TAG_BYTES:
-            try:
-                return self._aead.decrypt(ciphertext[:NONCE_BYTES], ciphertext[NONCE_BYTES:], None)
-            except InvalidTag:
-                pass
-        raise Rejected(Reason.UNDECRYPTABLE, "the value cannot be decrypted with the key of this app")
-
-    def check(self, ciphertext: bytes) -> None:
-        """Raises `Rejected(UNDECRYPTABLE)` for a ciphertext that `open` would refuse; nothing is returned."""
-        self.open(ciphertext)
-
-    def __repr__(self) -> str:
-        return "DataCipher()"
-
-    def __reduce__(self) -> str:
-        raise TypeError("a data cipher cannot be pickled or copied")

@@ -5,81 +5,16 @@ per authenticated caller. Clocks and randomness come from the caller; every time
 clock. The classes are for one thread.
 """
 
-import base64
-import binascii
 from array import array
 from collections import Counter, OrderedDict
 from typing import Final, final
 
+from kmscore._nonce import NonceIssuer
 from kmscore.errors import InvariantBroken, Reason, Rejected
-from kmscore.mac import hmac_sha256
-from kmscore.secret import SecretBytes, constant_time_equal
 
-# A token is time ‖ random ‖ tag. 48 bytes are 64 base64 characters without padding, so every text stands for a
-# different token and every token has one text. 24 bytes of tag are more than the half that RFC 2104 §5 asks for.
-_TIME_BYTES: Final = 8
-_RANDOM_BYTES: Final = 16
-_TAG_BYTES: Final = 24
-_SIGNED_BYTES: Final = _TIME_BYTES + _RANDOM_BYTES
-NONCE_CHARS: Final = 64
-
-# Separates these MACs from whatever else the key might be used for one day.
-_DOMAIN: Final = b"nova-kms:pop-nonce:v1:"
+__all__ = ["ENVELOPE_NONCE_BYTES", "EnvelopeNonces", "NonceIssuer", "UsedNonces"]
 
 ENVELOPE_NONCE_BYTES: Final = 12
-
-
-@final
-class NonceIssuer:
-    """Issues PoP nonces that authenticate themselves, so that none has to be kept (protocol §2).
-
-    `key` has 32 bytes and is made at boot: nonces of an earlier boot are worth nothing. A nonce shows its issue time on
-    the monotonic clock, hence roughly how long the machine has been up; that is public.
-    """
-
-    def __init__(self, key: SecretBytes, max_age_ms: int) -> None:
-        self._key = key
-        self._max_age_ms = max_age_ms
-
-    def issue(self, now_ms: int, random16: bytes) -> str:
-        """A fresh nonce: 64 characters of base64. InvariantBroken unless `random16` has 16 bytes."""
-        if len(random16) != _RANDOM_BYTES:
-            raise InvariantBroken("a nonce is issued with randomness of a wrong length")
-        signed = now_ms.to_bytes(_TIME_BYTES, "big") + random16
-        return base64.b64encode(signed + self._tag(signed)).decode("ascii")
-
-    def check(self, text: str, now_ms: int) -> int:
-        """When the nonce `text` expires, if this issuer made it and it has not expired at `now_ms`.
-
-        Says nothing about single use: that is `UsedNonces`. The tag is compared in constant time (CRYPTO_memcmp).
-        Raises `Rejected(NONCE)` for any other text, for a nonce that has expired, and for one issued after `now_ms`.
-        """
-        token = _decode_nonce(text)
-        if token is None or not constant_time_equal(self._tag(token[:_SIGNED_BYTES]), token[_SIGNED_BYTES:]):
-            raise Rejected(Reason.NONCE, "the nonce was not issued by this node since it started")
-        issued_ms = int.from_bytes(token[:_TIME_BYTES], "big")
-        expires_ms = issued_ms + self._max_age_ms
-        if not issued_ms <= now_ms < expires_ms:
-            raise Rejected(Reason.NONCE, "the nonce has expired")
-        return expires_ms
-
-    def _tag(self, signed: bytes) -> bytes:
-        return hmac_sha256(self._key, _DOMAIN + signed)[:_TAG_BYTES]
-
-    def __repr__(self) -> str:
-        return f"NonceIssuer(max_age_ms={self._max_age_ms})"
-
-
-def _decode_nonce(text: str) -> bytes | None:
-    """The 48 bytes of a nonce text, None for any text that `issue` cannot have written."""
-    if len(text) != NONCE_CHARS:
-        return None
-    try:
-        token = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):  # ValueError itself for characters outside ASCII
-        return None
-    # One text for each token, however forgiving the decoder of some Python version may be.
-    return token if base64.b64encode(token).decode("ascii") == text else None
 
 
 class _Generation:
@@ -160,23 +95,31 @@ class _NonceFifo:
 
     def __contains__(self, nonce: bytes) -> bool:
         bucket = self._buckets.get(hash(nonce) % self._BUCKETS)
-        if bucket is None:
-            return False
-        at = bucket.find(nonce)
-        while at % ENVELOPE_NONCE_BYTES and at >= 0:  # the end of one nonce and the start of the next
-            at = bucket.find(nonce, at + 1)
-        return at >= 0
+        return bucket is not None and _holds(bucket, nonce)
 
-    def add(self, nonce: bytes) -> None:
-        """Remember a nonce that is not there, in place of the oldest one when all places are taken."""
+    def add(self, nonce: bytes) -> bool:
+        """Remember a nonce, in place of the oldest one when all places are taken; False when it is there already."""
         number = hash(nonce) % self._BUCKETS
+        bucket = self._buckets.get(number)
+        if bucket is None:
+            bucket = self._buckets[number] = bytearray()
+        elif _holds(bucket, nonce):
+            return False
         if len(self._order) < self._capacity:
             self._order.append(number)
         else:
             del self._buckets[self._order[self._next]][:ENVELOPE_NONCE_BYTES]
             self._order[self._next] = number
             self._next = (self._next + 1) % self._capacity
-        self._buckets.setdefault(number, bytearray()).extend(nonce)
+        bucket += nonce
+        return True
+
+
+def _holds(bucket: bytearray, nonce: bytes) -> bool:
+    at = bucket.find(nonce)
+    while at % ENVELOPE_NONCE_BYTES and at >= 0:  # the end of one nonce and the start of the next
+        at = bucket.find(nonce, at + 1)
+    return at >= 0
 
 
 @final
@@ -211,9 +154,8 @@ class EnvelopeNonces:
                 self._memories.popitem(last=False)
         else:
             self._memories.move_to_end(sender)
-        if nonce in memory:
+        if not memory.add(nonce):
             raise Rejected(Reason.REPLAY, "an envelope with this nonce was accepted before")
-        memory.add(nonce)
 
     def __repr__(self) -> str:
         return f"EnvelopeNonces({len(self._memories)} of {self._max_senders} senders)"

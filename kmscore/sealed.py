@@ -5,11 +5,7 @@ Refuses requests without a key. It does not know who may have the secret: that i
 
 from typing import Final
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
+from kmscore._aead import hkdf_sha256, open_gcm, seal_gcm
 from kmscore._mac import parse_hex
 from kmscore.envelope import NONCE_BYTES, AgreementKey, TeePublicKey, parse_tee_pubkey
 from kmscore.errors import InvariantBroken, Reason, Rejected
@@ -31,7 +27,7 @@ def seal_master_secret(
     if len(secret) != MASTER_SECRET_BYTES or len(nonce) != NONCE_BYTES:
         raise InvariantBroken("a master secret or its nonce has a wrong length")
     requester = parse_tee_pubkey(requester_pubkey)
-    encrypted = _cipher(ephemeral, requester).encrypt(nonce, secret.reveal(), None)
+    encrypted = seal_gcm(_key(ephemeral, requester), nonce, secret.reveal())
     return {
         "ephemeral_pubkey": ephemeral.public.der.hex(),
         "nonce": nonce.hex(),
@@ -53,16 +49,15 @@ def open_master_secret(sealed: object, key: AgreementKey) -> SecretBytes:
     )
     if len(nonce) != NONCE_BYTES:
         raise Rejected(Reason.BAD_FIELD, "the nonce of the sealed master secret is not 12 bytes long")
-    cipher = _cipher(key, parse_tee_pubkey(ephemeral))
-    try:
-        secret = SecretBytes(cipher.decrypt(nonce, encrypted, None))
-    except InvalidTag as error:
-        raise Rejected(Reason.UNDECRYPTABLE, "the sealed master secret cannot be decrypted") from error
+    opened = open_gcm(_key(key, parse_tee_pubkey(ephemeral)), nonce, encrypted)
+    if opened is None:
+        raise Rejected(Reason.UNDECRYPTABLE, "the sealed master secret cannot be decrypted")
+    secret = SecretBytes(opened)
     if len(secret) != MASTER_SECRET_BYTES:
         raise Rejected(Reason.UNDECRYPTABLE, "the sealed master secret is not 32 bytes long")
     return secret
 
 
-def _cipher(own: AgreementKey, peer: TeePublicKey) -> AESGCM:
-    """The cipher both sides arrive at: from (ephemeral, requester) and from (requester, ephemeral)."""
-    return AESGCM(HKDF(SHA256(), 32, _SALT, _INFO).derive(own.agree(peer).reveal()))
+def _key(own: AgreementKey, peer: TeePublicKey) -> bytes:
+    """The AES key both sides arrive at: from (ephemeral, requester) and from (requester, ephemeral)."""
+    return hkdf_sha256(own.agree(peer), _SALT, _INFO, 32)

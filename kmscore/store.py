@@ -1,6 +1,6 @@
 """The replicated store: what callers import (store §1 to §5)."""
 
-from kmscore._record import Record, encode_record, merge_records, parse_record
+from kmscore._record import Record, encode_record, encoded_bytes, merge_records, parse_record
 from kmscore._store import Store
 from kmscore.store_types import (
     Batch,
@@ -23,6 +23,7 @@ __all__ = [
     "StoreLimits",
     "StoreStats",
     "encode_record",
+    "encoded_bytes",
     "merge_records",
     "parse_record",
 ]

@@ -1,16 +1,17 @@
 """The ASGI application: the endpoints, the rate limit in front of them, and what becomes of errors."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache, partial
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from appliance.api.attestation import AttestationApi
 from appliance.api.errors import INTERNAL_ERROR, METHOD_NOT_ALLOWED, error_response, response_for
 from appliance.api.kms import KmsApi
-from appliance.api.limits import IngressNetworks, RateLimiter, client_key
+from appliance.api.limits import MAX_FORWARDED_CHARS, IngressNetworks, RateLimiter, client_key
 from appliance.api.public import PublicApi
 from appliance.api.sync import SyncApi
 from kmscore.errors import Rejected, Unavailable
@@ -19,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 UNKNOWN_ROUTE = (404, "not_found")
 VALUE_PREFIX = b"/kms/data/"
+# Clients whose key is remembered: parsing addresses costs as much as the rest of the limits together.
+REMEMBERED_CLIENTS = 4096
+CLIENT_KEY = "nova.client_key"
 
 Handler = Callable[[Request], Awaitable[Response]]
 Handlers = Mapping[str, Handler]
@@ -39,7 +43,7 @@ class AddressLimiter:
         self._requests = requests
         self._nonces = nonces
         self._of_their_own = {"/nonce": nonces, "/attestation": attestations}
-        self._trusted_ingress = trusted_ingress
+        self._key_of = lru_cache(REMEMBERED_CLIENTS)(partial(client_key, trusted=trusted_ingress))
 
     def check(self, request: Request) -> None:
         """Raises `Rejected(RATE)`."""
@@ -55,9 +59,19 @@ class AddressLimiter:
         self._nonces.give_back(key)
 
     def _key(self, request: Request) -> str:
-        host = request.client.host if request.client else None
+        """What the request's client is limited by; kept with the request, which is asked for it more than once."""
+        key: str | None = request.scope.get(CLIENT_KEY)
+        if key is None:
+            key = request.scope[CLIENT_KEY] = self._find_key(request)
+        return key
+
+    def _find_key(self, request: Request) -> str:
+        client = request.scope["client"]
         # Every line counts: an ingress may append one of its own to what a stranger sent.
-        return client_key(host, ",".join(request.headers.getlist("x-forwarded-for")), self._trusted_ingress)
+        forwarded = b",".join(value for name, value in request.scope["headers"] if name == b"x-forwarded-for")
+        # One that is too long counts for nothing: it must not fill the memory either.
+        text = forwarded.decode("latin-1") if len(forwarded) <= MAX_FORWARDED_CHARS else ""
+        return self._key_of(client[0] if client else None, text)
 
 
 class Endpoints:
@@ -84,8 +98,11 @@ class Endpoints:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        response = await self._respond(request)
+        try:
+            response = await self._respond(Request(scope, receive))
+        except Exception as error:  # the top of a request: what nobody expected becomes a bare 500
+            logger.error("request failed unexpectedly", exc_info=error)
+            response = error_response(INTERNAL_ERROR, "internal error")
         await response(scope, receive, send)
 
     async def _respond(self, request: Request) -> Response:
@@ -112,25 +129,3 @@ class Endpoints:
 def open_to_all(handler: Handler) -> Handlers:
     """A public endpoint also answers HEAD, which load balancers ask with."""
     return {"GET": handler, "HEAD": handler}
-
-
-class ErrorBoundary:
-    """The top of every request: what nobody expected becomes a bare 500, its place in our code a log line."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def observed_send(message: MutableMapping[str, object]) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
-        try:
-            await self._app(scope, receive, observed_send)
-        except Exception as error:  # the top of a request
-            logger.error("request failed unexpectedly", exc_info=error)
-            if not started:
-                await error_response(INTERNAL_ERROR, "internal error")(scope, receive, send)

@@ -1,16 +1,18 @@
 """Request bodies, read within a byte limit and a deadline (protocol §7, last paragraphs)."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import anyio
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from kmscore.errors import Reason, Rejected, Unavailable
 
 # A body of the largest size at 1 Mbit/s takes longer; whoever is that slow holds a connection, not memory or a worker.
 BODY_DEADLINE_S = 60.0
+# What our server writes into a request's scope when nothing of its body is still to come: no deadline is needed then,
+# and setting one up costs more than reading a small body.
+BODY_HAS_COME = "nova.body_has_come"
 
 
 def check_body_headers(request: Request, limit_bytes: int) -> None:
@@ -18,15 +20,23 @@ def check_body_headers(request: Request, limit_bytes: int) -> None:
 
     Raises `Rejected` with TOO_LARGE (declared longer than the limit), MALFORMED (no valid length) or UNSUPPORTED_MEDIA.
     """
-    declared = request.headers.get("content-length")
+    declared = header_of(request, b"content-length")
     if declared is not None:
-        if not declared.isascii() or not declared.isdecimal():
+        if not declared.isdigit():
             raise Rejected(Reason.MALFORMED, "Content-Length is not a number")
         if len(declared) > 18 or int(declared) > limit_bytes:
             raise _too_large(limit_bytes)
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    media_type = (header_of(request, b"content-type") or b"").partition(b";")[0].strip().lower()
+    if media_type != b"application/json":
         raise Rejected(Reason.UNSUPPORTED_MEDIA, "the body must be application/json")
+
+
+def header_of(request: Request, name: bytes) -> bytes | None:
+    """The first header called `name` (lower case, as servers hand names out), None when there is none."""
+    for given, value in request.scope["headers"]:
+        if given == name:
+            return bytes(value)
+    return None
 
 
 class BodyBudget:
@@ -41,29 +51,43 @@ class BodyBudget:
         self._used_bytes = 0
         self._used_by: Counter[str] = Counter()
 
-    @contextmanager
-    def share_of(self, wallet: str) -> Iterator[Callable[[int], None]]:
-        """What the body counts its bytes into; all are given back at the end.
+    def share_of(self, wallet: str) -> "BodyShare":
+        """What one of the wallet's bodies counts its bytes into; all are given back when its `with` block ends."""
+        return BodyShare(self, wallet)
 
-        The callable raises `Unavailable` when there is no room for that many bytes more.
-        """
-        taken = 0
+    def take(self, wallet: str, size: int) -> None:
+        """Raises `Unavailable` when there is no room for that many bytes more."""
+        if self._used_by[wallet] + size > self._wallet_bytes or self._used_bytes + size > self._total_bytes:
+            raise Unavailable("too many large requests at once", retry_after_s=1.0)
+        self._used_bytes += size
+        self._used_by[wallet] += size
 
-        def take(size: int) -> None:
-            nonlocal taken
-            if self._used_by[wallet] + size > self._wallet_bytes or self._used_bytes + size > self._total_bytes:
-                raise Unavailable("too many large requests at once", retry_after_s=1.0)
-            taken += size
-            self._used_bytes += size
-            self._used_by[wallet] += size
+    def give_back(self, wallet: str, size: int) -> None:
+        self._used_bytes -= size
+        self._used_by[wallet] -= size
+        if not self._used_by[wallet]:
+            del self._used_by[wallet]
 
-        try:
-            yield take
-        finally:
-            self._used_bytes -= taken
-            self._used_by[wallet] -= taken
-            if not self._used_by[wallet]:
-                del self._used_by[wallet]
+
+class BodyShare:
+    """A wallet's part of the budget for the time of one body."""
+
+    __slots__ = ("_budget", "_taken_bytes", "_wallet")
+
+    def __init__(self, budget: BodyBudget, wallet: str) -> None:
+        self._budget = budget
+        self._wallet = wallet
+        self._taken_bytes = 0
+
+    def __enter__(self) -> Callable[[int], None]:
+        return self._take
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.give_back(self._wallet, self._taken_bytes)
+
+    def _take(self, size: int) -> None:
+        self._budget.take(self._wallet, size)
+        self._taken_bytes += size
 
 
 async def read_body(request: Request, limit_bytes: int, take: Callable[[int], None]) -> bytes:
@@ -90,16 +114,32 @@ async def discard_body(request: Request, limit_bytes: int) -> None:
 
 
 async def _receive(request: Request, limit_bytes: int, keep: Callable[[bytes], None]) -> None:
-    size = 0
+    if request.scope.get(BODY_HAS_COME):
+        return await _take_in(request, limit_bytes, keep)
     try:
         with anyio.fail_after(BODY_DEADLINE_S):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > limit_bytes:
-                    raise _too_large(limit_bytes)
-                keep(chunk)
-    except (TimeoutError, ClientDisconnect) as error:
-        raise Rejected(Reason.MALFORMED, "the body did not arrive") from error
+            await _take_in(request, limit_bytes, keep)
+    except TimeoutError as error:
+        raise _incomplete() from error
+
+
+async def _take_in(request: Request, limit_bytes: int, keep: Callable[[bytes], None]) -> None:
+    size = 0
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise _incomplete()
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit_bytes:
+            raise _too_large(limit_bytes)
+        keep(chunk)
+        more = message.get("more_body", False)
+
+
+def _incomplete() -> Rejected:
+    return Rejected(Reason.MALFORMED, "the body did not arrive")
 
 
 def _too_large(limit_bytes: int) -> Rejected:

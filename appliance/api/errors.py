@@ -28,6 +28,8 @@ ANSWERS: dict[Reason, tuple[int, str]] = {
     Reason.RATE: (429, "rate_limited"),
     Reason.QUOTA: (507, "quota_exceeded"),
 }
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
 METHOD_NOT_ALLOWED = (405, "method_not_allowed")
 SERVICE_UNAVAILABLE = (503, "service_unavailable")
 INTERNAL_ERROR = (500, "internal_error")
@@ -38,7 +40,7 @@ RATE_RETRY_AFTER_S = 2
 
 def json_response(status: int, body: dict[str, object], headers: dict[str, str] | None = None) -> Response:
     """The one encoder of plain JSON answers."""
-    content = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+    content = _ENCODER.encode(body).encode()
     return Response(content, status_code=status, headers=headers, media_type="application/json")
 
 

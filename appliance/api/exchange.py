@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import anyio
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from appliance.api.errors import response_for
 from appliance.auth.envelopes import EnvelopeGate, encode_inner
 from appliance.auth.pop import PopVerifier, VerifiedPop
 from appliance.cluster.replica import Replica
 from appliance.tee.port import TeeProvider
-from kmscore.envelope import TeePublicKey
+from kmscore.envelope import Envelope, TeePublicKey
 from kmscore.errors import Rejected, Unavailable
 from kmscore.pop import answer_text, response_text
 
@@ -24,15 +25,17 @@ NEXT_NONCE_HEADER = "X-KMS-Next-Nonce"
 ANSWER_SIGNATURE_HEADER = "X-KMS-Answer-Signature"
 APP_SIGNATURE_HEADER = "X-KMS-Response-Signature"
 PEER_SIGNATURE_HEADER = "X-KMS-Peer-Signature"
+PIECE_BYTES = 1 << 20
 # A refusal is often that the TEE provider does not answer: its caller has waited long enough.
 REFUSAL_SIGNING_DEADLINE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """An operation that changes nothing, and its inner answer."""
+    """An operation that changes nothing, and its inner answer; `data` is as for `encode_inner`."""
 
     inner: dict[str, object]
+    data: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,32 @@ class Change:
 
     plan: Callable[[], dict[str, object]]
     apply: Callable[[], dict[str, object]]
+
+
+class SealedAnswer(Response):
+    """A sealed 200 with its signature and the next nonce: `Response` without what it finds out for others."""
+
+    def __init__(self, envelope: Envelope, signature_header: str, signature: str, next_nonce: str) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = envelope.canonical
+        self.raw_headers = [
+            (b"content-length", b"%d" % len(envelope.canonical)),
+            (b"content-type", b"application/json"),
+            (signature_header.lower().encode(), signature.encode()),
+            (NEXT_NONCE_HEADER.lower().encode(), next_nonce.encode()),
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - an ASGI callable
+        """A large body goes out in pieces, each when the one before is on its way: the loop copies what it is given."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        sent = 0
+        while len(self.body) - sent > PIECE_BYTES:
+            piece = self.body[sent : sent + PIECE_BYTES]
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            sent += PIECE_BYTES
+            await anyio.lowlevel.checkpoint()
+        await send({"type": "http.response.body", "body": self.body[sent:]})
 
 
 class Answerer:
@@ -73,12 +102,12 @@ class Answerer:
         `extra` joins the inner answer. Raises `Rejected` from the operation, `Unavailable` from the TEE provider.
         """
 
-        def inner_text(inner: dict[str, object]) -> bytes:
-            return encode_inner({**inner, **(extra or {}), "answer_to": pop.nonce})
+        def inner_text(inner: dict[str, object], data: bytes | None = None) -> bytes:
+            return encode_inner({**inner, **(extra or {}), "answer_to": pop.nonce}, data)
 
         signature = await self._tee.sign_message(response_text(pop.signature, self._wallet))
         if isinstance(operation, Reading):
-            envelope = await self._gate.seal(inner_text(operation.inner), key, label)
+            envelope = await self._gate.seal(inner_text(operation.inner, operation.data), key, label)
         else:
             async with self._replica.writing():
                 planned = operation.plan()
@@ -87,8 +116,7 @@ class Answerer:
             if done != planned:
                 # The records of a delta can exhaust the store together though each would fit: say what came of it.
                 envelope = await self._gate.seal(inner_text(done), key, label)
-        headers = {signature_header: signature, NEXT_NONCE_HEADER: self._pop.issue_nonce()}
-        return Response(envelope.canonical, headers=headers, media_type="application/json")
+        return SealedAnswer(envelope, signature_header, signature, self._pop.issue_nonce())
 
     async def refuse(self, error: Rejected | Unavailable, *, pop: VerifiedPop, signature_header: str) -> Response:
         """The error's answer, signed so that the caller can tell it from a stranger's.

@@ -13,6 +13,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from appliance.api.bodies import BODY_HAS_COME
 from appliance.api.limits import IngressNetworks, client_key, is_ingress
 from appliance.proxy_protocol import parse_proxy_header
 from kmscore.errors import Rejected
@@ -91,12 +92,13 @@ def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNet
                     return
             if self._in_head:
                 self._head_bytes += len(data)
-                if self._timer is None:
-                    self._close_after(HEAD_DEADLINE_S)
             super().data_received(data)
-            # The parser keeps an unfinished header to itself, so what it was fed is counted, too.
-            if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response("")
+            if self._in_head and self._head_bytes and not self.transport.is_closing():
+                # The parser keeps an unfinished header to itself, so what it was fed is counted, too.
+                if self._head_bytes > MAX_HEAD_BYTES:
+                    self.send_400_response("")
+                elif self._timer is None:
+                    self._close_after(HEAD_DEADLINE_S)
 
         def on_headers_complete(self) -> None:
             self._in_head = False
@@ -107,6 +109,7 @@ def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNet
             super().on_message_complete()
             self._in_head = True
             self._head_bytes = 0
+            self.scope[BODY_HAS_COME] = True  # type: ignore[literal-required]
             if self.cycle.response_complete:
                 # The keep-alive timer that the answer started is gone: every byte of the body's rest unset it.
                 self._stop_timer()

@@ -1,4 +1,6 @@
-"""The app endpoints, `/kms/*` (protocol §4). The order of checks of protocol §5 reads top to bottom in `_serve`."""
+"""The app endpoints, `/kms/*` (protocol §4). The order of checks of protocol §5 reads top to bottom in `_serve_body`:
+after the admission rate → body → nonce → sender key → decrypt → operation → sealed answer.
+"""
 
 import base64
 from collections.abc import Awaitable, Callable, Sequence
@@ -91,29 +93,29 @@ class KmsApi:
         except Rejected:
             await discard_body(request, self._max_body_bytes)
             raise
-
-        async def opened() -> tuple[Inner, str | None]:
+        try:
+            self._wallet_limiter.take(pop.wallet)
             with self._budget.share_of(pop.wallet) as share:
                 body = await read_body(request, self._max_body_bytes, share)
                 self._use_up(request, pop)
-                inside = await self._gate.open_request(parse_envelope(body), caller.tee_pubkey, pop.nonce)
-                return inside.inner, inside.label
-
-        return await self._carry_out(pop, caller, opened, operation)
+                opened = await self._gate.open_request(parse_envelope(body), caller.tee_pubkey, pop.nonce)
+            return await self._answer(operation(caller, opened.inner), pop, caller, opened.label)
+        except (Rejected, Unavailable) as error:
+            return await self._refuse(error, pop)
 
     async def _serve(self, request: Request, operation: Operation) -> Response:
         self._availability.require()
         pop, caller = await self._admit(request)
-
-        async def without_body() -> tuple[Inner, str | None]:
+        try:
+            self._wallet_limiter.take(pop.wallet)
             self._use_up(request, pop)
-            return {}, None
-
-        return await self._carry_out(pop, caller, without_body, operation)
+            return await self._answer(operation(caller, {}), pop, caller, None)
+        except (Rejected, Unavailable) as error:
+            return await self._refuse(error, pop)
 
     async def _admit(self, request: Request) -> tuple[VerifiedPop, AuthorizedInstance]:
         """Headers and their syntax → timestamp → nonce → signer → hint → registry → nonce unused. Changes nothing."""
-        pop = self._pop.verify(PopKind.APP, parse_pop_headers(request.headers.raw, APP_HEADERS))
+        pop = self._pop.verify(PopKind.APP, parse_pop_headers(request.scope["headers"], APP_HEADERS))
         caller = await self._authorizer.authorize(pop.wallet)
         self._pop.require_unused(pop)
         return pop, caller
@@ -123,26 +125,16 @@ class KmsApi:
         self._pop.consume(pop)
         self._give_back(request)
 
-    async def _carry_out(
-        self,
-        pop: VerifiedPop,
-        caller: AuthorizedInstance,
-        opened: Callable[[], Awaitable[tuple[Inner, str | None]]],
-        operation: Operation,
-    ) -> Response:
-        """Rate → body → sender key → decrypt → operation → sealed answer; from here on refusals are signed."""
-        try:
-            self._wallet_limiter.take(pop.wallet)
-            inner, label = await opened()
-            return await self._answerer.answer(
-                operation(caller, inner),
-                pop=pop,
-                key=caller.tee_pubkey,
-                label=label,
-                signature_header=APP_SIGNATURE_HEADER,
-            )
-        except (Rejected, Unavailable) as error:
-            return await self._answerer.refuse(error, pop=pop, signature_header=APP_SIGNATURE_HEADER)
+    def _answer(
+        self, operation: Reading | Change, pop: VerifiedPop, caller: AuthorizedInstance, label: str | None
+    ) -> Awaitable[Response]:
+        return self._answerer.answer(
+            operation, pop=pop, key=caller.tee_pubkey, label=label, signature_header=APP_SIGNATURE_HEADER
+        )
+
+    def _refuse(self, error: Rejected | Unavailable, pop: VerifiedPop) -> Awaitable[Response]:
+        """The caller is known: from here on refusals are signed."""
+        return self._answerer.refuse(error, pop=pop, signature_header=APP_SIGNATURE_HEADER)
 
     # --- operations ---
 

@@ -28,22 +28,24 @@ class RateLimiter:
         """Use one request of `key`. Raises `Rejected(RATE)` when there is none left."""
         if not self._capacity:
             return
-        tokens = self._tokens(key)
+        now_ms = self._clock.monotonic_ms()
+        tokens = self._tokens(key, now_ms)
         if tokens < 1:
             raise Rejected(Reason.RATE, "too many requests")
-        self._put(key, tokens - 1)
+        self._put(key, tokens - 1, now_ms)
 
     def give_back(self, key: str) -> None:
         """Return one request: it turned out to be authenticated, and its wallet is limited instead."""
         if self._capacity and key in self._buckets:
-            self._put(key, min(self._capacity, self._tokens(key) + 1))
+            now_ms = self._clock.monotonic_ms()
+            self._put(key, min(self._capacity, self._tokens(key, now_ms) + 1), now_ms)
 
-    def _tokens(self, key: str) -> float:
+    def _tokens(self, key: str, now_ms: int) -> float:
         tokens, at_ms = self._buckets.get(key, (self._capacity, 0))
-        return min(self._capacity, tokens + (self._clock.monotonic_ms() - at_ms) * self._per_ms)
+        return min(self._capacity, tokens + (now_ms - at_ms) * self._per_ms)
 
-    def _put(self, key: str, tokens: float) -> None:
-        self._buckets[key] = (tokens, self._clock.monotonic_ms())
+    def _put(self, key: str, tokens: float, now_ms: int) -> None:
+        self._buckets[key] = (tokens, now_ms)
         self._buckets.move_to_end(key)
         if len(self._buckets) > MAX_TRACKED:
             self._buckets.popitem(last=False)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -135,7 +136,7 @@ class SyncApi:
 
         Changes nothing.
         """
-        pop = self._pop.verify(PopKind.PEER, parse_pop_headers(request.headers.raw, PEER_HEADERS))
+        pop = self._pop.verify(PopKind.PEER, parse_pop_headers(request.scope["headers"], PEER_HEADERS))
         if pop.wallet == self._own_wallet:
             raise Rejected(Reason.NOT_AUTHORIZED, "a node is not its own peer")
         peer = self._peers.verify_kms_peer(pop.wallet)
@@ -174,11 +175,13 @@ class SyncApi:
 
     async def _snapshot(self, _peer: Peer, _inner: Inner) -> Reading:
         self._require_complete()
-        return Reading(await self._snapshots.whole())
+        return Reading({"status": "ok"}, await self._snapshots.whole())
 
     async def _snapshot_page(self, _peer: Peer, inner: Inner) -> Reading:
         self._require_complete()
-        return Reading(self._snapshots.page(inner))
+        page = self._snapshots.page(inner)
+        await anyio.lowlevel.checkpoint()  # encoding and sealing it is a step of its own
+        return Reading(page)
 
     async def _digest(self, _peer: Peer, inner: Inner) -> Reading:
         self._require_comparable()

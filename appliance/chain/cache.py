@@ -141,9 +141,9 @@ class _ReadThrough(Generic[K, V]):
         """Whether the key has been found before, however long ago, and is still remembered."""
         return key in self._found
 
-    def needs_read(self, key: K) -> bool:
-        """Whether `get` would read the chain itself: nothing valid is remembered and no read is under way."""
-        return self.peek(key) is None and not self._flights.joinable(key)
+    def joinable(self, key: K) -> bool:
+        """Whether a read of this key is under way."""
+        return self._flights.joinable(key)
 
     def peek(self, key: K) -> tuple[V | None] | None:
         """What is remembered, in a tuple since not found is an answer; None if nothing valid is."""
@@ -206,7 +206,10 @@ class CachedNovaRegistry:
         Raises Rejected(RATE) if that takes a read for a wallet never found, and too many such reads were made;
         ChainError.
         """
-        unpaid = self._instances.needs_read(wallet) and not self._instances.was_found(wallet)
+        remembered = self._instances.peek(wallet)
+        if remembered is not None:
+            return remembered[0]
+        unpaid = not self._instances.joinable(wallet) and not self._instances.was_found(wallet)
         if unpaid and not self._budget.take():
             raise Rejected(Reason.RATE, "too many unknown wallets are asking; try again later")
         return await self._instances.get(wallet, lambda: self._registry.get_instance_by_wallet(wallet))
@@ -223,6 +226,8 @@ class CachedNovaRegistry:
         """Both, in one read of the chain if neither is remembered. Raises ChainError."""
         key = (app_id, version_id)
         app, version = self._apps.peek(app_id), self._versions.peek(key)
+        if app is not None and version is not None:
+            return app[0], version[0]
         if app is None and version is None:
             return await self._pairs.run(key, lambda: self._read_pair(app_id, version_id))
         return await self.get_app(app_id), await self.get_version(app_id, version_id)

@@ -17,8 +17,9 @@ PUSH_RECORDS = 500
 PUSH_RECORD_BYTES = 360_000
 # The inner object of such a request: its hex and the envelope around it stay below 1.5 MiB.
 MAX_PUSH_INNER_BYTES = 785_000
-PAGE_RECORDS = 1_000
-PAGE_RECORD_BYTES = 1 << 20
+# Of snapshot pages. The other side parses a page in one step, which must not keep its event loop for 5 ms.
+PAGE_RECORDS = 500
+PAGE_RECORD_BYTES = 1 << 19
 MAX_PAGE_INNER_BYTES = 4 << 20
 
 MAX_SMALL_ANSWER_BYTES = 256 * 1024

@@ -233,6 +233,7 @@ class Pusher:
             )
             waiting = [entry for entry in batch.records if not progress.holds(entry)]
             entries = fitting(waiting, MAX_PUSH_INNER_BYTES)
+            await anyio.lowlevel.checkpoint()  # encoding them is a step of its own
             if entries:
                 await self._deliver(peer, progress, entries, new_parked)
             if len(entries) < len(waiting):

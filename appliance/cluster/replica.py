@@ -7,17 +7,24 @@ plan → seal → apply under the write lock; what has no await in between never
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import anyio
 
-from appliance.auth.envelopes import encode_inner
 from appliance.clock import Clock
 from appliance.cluster.keys import ClusterKeys
 from kmscore.errors import Reason, Rejected, Unavailable
-from kmscore.store import MergeOutcome, Record, RecordRefused, Store, StoreLimits, encode_record, parse_record
+from kmscore.store import (
+    MergeOutcome,
+    Record,
+    RecordRefused,
+    Store,
+    StoreLimits,
+    encode_record,
+    encoded_bytes,
+    parse_record,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +74,28 @@ class MergeReport:
         }
 
 
+class Writing:
+    """Holds the write lock."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self, lock: anyio.Lock) -> None:
+        self._lock = lock
+
+    async def __aenter__(self) -> None:
+        try:
+            self._lock.acquire_nowait()  # a deadline costs more than a small change does
+        except anyio.WouldBlock:
+            try:
+                with anyio.fail_after(WRITE_LOCK_DEADLINE_S):
+                    await self._lock.acquire()
+            except TimeoutError as error:
+                raise Unavailable("too many changes are waiting") from error
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class Replica:
     """Values in and out of the store, encrypted at rest under each app's own key."""
 
@@ -108,18 +137,12 @@ class Replica:
             adopt()
             return dropped
 
-    @asynccontextmanager
-    async def writing(self) -> AsyncIterator[None]:
-        """The write lock, waited for a bounded time. Raises `Unavailable` when it cannot be had."""
-        try:
-            with anyio.fail_after(WRITE_LOCK_DEADLINE_S):
-                await self._write_lock.acquire()
-        except TimeoutError as error:
-            raise Unavailable("too many changes are waiting") from error
-        try:
-            yield
-        finally:
-            self._write_lock.release()
+    def writing(self) -> "Writing":
+        """The write lock for an `async with` block, waited for a bounded time.
+
+        Entering raises `Unavailable` when it cannot be had.
+        """
+        return Writing(self._write_lock)
 
     async def forget_unnamed(self, upto_seq: int, named: set[bytes], *, exclude_snapshot: bool) -> int:
         """Drop what is at or before `upto_seq` in the change log and not in `named`; returns how much that was.
@@ -175,24 +198,28 @@ class Replica:
             app_id = parse_app_id(app_text)
             if not isinstance(records, list):
                 raise Rejected(Reason.MALFORMED, "data holds something that is not a list of records")
-            for item in records:
-                self._check_record(app_id, item, incoming)
-                checked += 1
-                if checked % RECORDS_PER_SLICE == 0:
+            for start in range(0, len(records), RECORDS_PER_SLICE):
+                part = records[start : start + RECORDS_PER_SLICE]
+                self._check_records(app_id, part, incoming)
+                checked += len(part)
+                if checked >= RECORDS_PER_SLICE:
+                    checked = 0
                     await anyio.lowlevel.checkpoint()
         return incoming
 
-    def _check_record(self, app_id: int, item: object, incoming: IncomingRecords) -> None:
-        try:
-            record = parse_record(item, self._limits)
-            if record.value is not None:
-                self._keys.data_cipher(app_id).check(record.value)
-        except RecordRefused as error:
-            incoming.refused[error.skip_reason] += 1
-        except Rejected:
-            incoming.refused[REFUSED_UNDECRYPTABLE] += 1
-        else:
-            incoming.accepted.append((app_id, record))
+    def _check_records(self, app_id: int, items: Sequence[object], incoming: IncomingRecords) -> None:
+        cipher = self._keys.data_cipher(app_id)
+        for item in items:
+            try:
+                record = parse_record(item, self._limits)
+                if record.value is not None:
+                    cipher.check(record.value)
+            except RecordRefused as error:
+                incoming.refused[error.skip_reason] += 1
+            except Rejected:
+                incoming.refused[REFUSED_UNDECRYPTABLE] += 1
+            else:
+                incoming.accepted.append((app_id, record))
 
     def evaluate(self, incoming: IncomingRecords) -> MergeReport:
         """What `merge` would report now, and raise; changes nothing."""
@@ -220,14 +247,17 @@ class Replica:
 
     def _report(self, incoming: IncomingRecords, outcomes: Sequence[MergeOutcome]) -> MergeReport:
         reasons = Counter(incoming.refused)
-        merged = rejected = 0
-        for outcome in outcomes:
+        merged = 0
+        rejected = incoming.refused.total()
+        left = len(outcomes)
+        for outcome in MergeOutcome:
+            count = outcomes.count(outcome) if left else 0
+            left -= count
             if outcome.accepted:
-                merged += 1
-            else:
-                reasons[outcome.value] += 1
-                rejected += outcome.refused
-        rejected += incoming.refused.total()
+                merged += count
+            elif count:
+                reasons[outcome.value] += count
+                rejected += count * outcome.refused
         return MergeReport(
             total=incoming.total,
             merged=merged,
@@ -262,7 +292,7 @@ def fitting(entries: Sequence[Entry], limit_bytes: int) -> Sequence[Entry]:
     """
     size = 0
     for position, (_, _, record) in enumerate(entries):
-        size += len(encode_inner(encode_record(record))) + 1
+        size += encoded_bytes(record) + 1
         if size > limit_bytes and position:
             return entries[:position]
     return entries

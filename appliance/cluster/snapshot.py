@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import anyio
 
+from appliance.auth.envelopes import encode_inner
 from appliance.cluster.messages import (
     EXT_SNAPSHOT_PAGES,
     MAX_PAGE_ANSWER_BYTES,
@@ -69,8 +70,8 @@ class SnapshotServer:
         position = batch.next_seq if whole else entries[-1][1]
         return {"status": "ok", "data": data, "next": position, "done": batch.done and whole}
 
-    async def whole(self) -> dict[str, object]:
-        """Every record incl. tombstones in one answer.
+    async def whole(self) -> bytes:
+        """Every record incl. tombstones: the `data` of one answer, encoded.
 
         Raises `Unavailable` while another one is being made, which takes several times the store's memory, and
         `Rejected(TOO_LARGE)` when the answer would exceed what a node may send: such a store is joined by pages.
@@ -79,24 +80,24 @@ class SnapshotServer:
             raise Unavailable("another snapshot is being made")
         self._giving_whole = True
         try:
-            return {"status": "ok", "data": await self._collect()}
+            return await self._collect()
         finally:
             self._giving_whole = False
 
-    async def _collect(self) -> dict[str, list[dict[str, object]]]:
-        data: dict[str, list[dict[str, object]]] = {}
+    async def _collect(self) -> bytes:
+        lists: dict[int, list[bytes]] = {}
         seq = size = 0
         done = False
         while not done:
             batch = self._replica.store.since(seq, limit_records=PAGE_RECORDS, limit_bytes=PAGE_RECORD_BYTES)
             for app_id, _, record in batch.records:
-                data.setdefault(str(app_id), []).append(encode_record(record))
+                lists.setdefault(app_id, []).append(encode_inner(encode_record(record)))
                 size += WIRE_FACTOR * (len(record.key) + len(record.value or b"") + 128)
             if size > self._max_answer_bytes:
                 raise Rejected(Reason.TOO_LARGE, "the store is too large for one answer; ask for pages")
             seq, done = batch.next_seq, batch.done
             await anyio.lowlevel.checkpoint()
-        return data
+        return b"{%b}" % b",".join(b'"%d":[%b]' % (app_id, b",".join(records)) for app_id, records in lists.items())
 
 
 class SnapshotClient:

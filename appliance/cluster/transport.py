@@ -144,6 +144,7 @@ class PeerTransport:
     ) -> PeerAnswer:
         timestamp_s = self._clock.now_ms() // 1000
         signature = await self._tee.sign_message(pop_text(PopKind.PEER, nonce, peer.wallet, timestamp_s))
+        await anyio.lowlevel.checkpoint()  # what was put together before and what is done with it here may each be long
         body = encode_inner({**inner, "sender_wallet": self._own_wallet, "pop_nonce": nonce})
         try:
             envelope = await self._gate.seal(body, peer.tee_pubkey, label)

@@ -26,7 +26,8 @@ from kmscore.errors import InvariantBroken, Reason, Rejected, Unavailable
 from kmscore.pop import WalletKey
 from kmscore.secret import SecretBytes
 
-# AES-GCM and hex of this much took 72 µs on one core; what is larger goes to a worker thread. The first envelope of a
+# AES-GCM and hex of this much took 72 µs on one core; what is larger goes to a worker thread, so that it does not stall
+# the event loop. The first envelope of a
 # peer costs one key agreement (250 µs) on top, wherever it runs: once a peer, and only after the peer is authorised.
 INLINE_BYTES = 64 * 1024
 
@@ -102,18 +103,18 @@ class LocalTee:
             raise InvariantBroken("an envelope label is not one of the protocol's")
         # Of the plain source, whatever `random_bytes` does for keys: a nonce has to be distinct, not secret.
         nonce = self._draw(NONCE_BYTES)
-        own = self._identity.tee_pubkey
-        return await _compute(
-            len(plaintext),
-            lambda: seal(self._secrets.get(peer), own, peer, label or LABELS[0], nonce, plaintext),
-        )
+        own, used = self._identity.tee_pubkey, label or LABELS[0]
+        if len(plaintext) <= INLINE_BYTES:
+            return seal(self._secrets.get(peer), own, peer, used, nonce, plaintext)
+        return await anyio.to_thread.run_sync(lambda: seal(self._secrets.get(peer), own, peer, used, nonce, plaintext))
 
     async def open(self, envelope: Envelope, peer: TeePublicKey) -> tuple[bytes, str | None]:
         self._require_keys()
         own = self._identity.tee_pubkey
-        return await _compute(
-            len(envelope.ciphertext),
-            lambda: open_envelope(self._secrets.get(peer), own, peer, LABELS, envelope),
+        if len(envelope.ciphertext) <= INLINE_BYTES:
+            return open_envelope(self._secrets.get(peer), own, peer, LABELS, envelope)
+        return await anyio.to_thread.run_sync(
+            lambda: open_envelope(self._secrets.get(peer), own, peer, LABELS, envelope)
         )
 
     async def random_bytes(self, size: int) -> bytes:
@@ -176,8 +177,3 @@ def _first_usable(make: Callable[[], _Result]) -> _Result:
             if refusal.reason is not Reason.BAD_FIELD:
                 raise
     raise InvariantBroken("the random source yields no usable key")
-
-
-async def _compute(size_bytes: int, work: Callable[[], _Result]) -> _Result:
-    """Run `work` here when it is short, else in a worker thread, so that it does not stall the event loop."""
-    return work() if size_bytes <= INLINE_BYTES else await anyio.to_thread.run_sync(work)

@@ -34,6 +34,8 @@ cdef extern from "openssl/evp.h" nogil:
     ctypedef struct EVP_MD:
         pass
     const EVP_MD* EVP_sha256()
+    # NULL on failure. What EVP_sha256() answers is looked up again in each use; what is fetched is not.
+    EVP_MD* EVP_MD_fetch(OSSL_LIB_CTX* ctx, const char* algorithm, const char* properties)
 
     ctypedef struct EVP_MD_CTX:
         pass
@@ -45,6 +47,33 @@ cdef extern from "openssl/evp.h" nogil:
     int EVP_DigestInit_ex(EVP_MD_CTX* ctx, const EVP_MD* type, ENGINE* impl)
     int EVP_DigestUpdate(EVP_MD_CTX* ctx, const void* d, size_t cnt)
     int EVP_DigestFinal_ex(EVP_MD_CTX* ctx, unsigned char* md, unsigned int* s)
+
+    ctypedef struct EVP_CIPHER:
+        pass
+    # NULL on failure.
+    EVP_CIPHER* EVP_CIPHER_fetch(OSSL_LIB_CTX* ctx, const char* algorithm, const char* properties)
+
+    ctypedef struct EVP_CIPHER_CTX:
+        pass
+    # NULL on failure.
+    EVP_CIPHER_CTX* EVP_CIPHER_CTX_new()
+    void EVP_CIPHER_CTX_free(EVP_CIPHER_CTX* ctx)
+    # 1 on success, each of them; a NULL cipher or key keeps what the context has. EVP_DecryptFinal_ex answers another
+    # value for a wrong tag.
+    int EVP_EncryptInit_ex(
+        EVP_CIPHER_CTX* ctx, const EVP_CIPHER* cipher, ENGINE* impl, const unsigned char* key, const unsigned char* iv
+    )
+    int EVP_EncryptUpdate(EVP_CIPHER_CTX* ctx, unsigned char* out, int* outl, const unsigned char* in_, int inl)
+    int EVP_EncryptFinal_ex(EVP_CIPHER_CTX* ctx, unsigned char* out, int* outl)
+    int EVP_DecryptInit_ex(
+        EVP_CIPHER_CTX* ctx, const EVP_CIPHER* cipher, ENGINE* impl, const unsigned char* key, const unsigned char* iv
+    )
+    int EVP_DecryptUpdate(EVP_CIPHER_CTX* ctx, unsigned char* out, int* outl, const unsigned char* in_, int inl)
+    int EVP_DecryptFinal_ex(EVP_CIPHER_CTX* ctx, unsigned char* out, int* outl)
+    enum:
+        EVP_CTRL_AEAD_GET_TAG
+        EVP_CTRL_AEAD_SET_TAG
+    int EVP_CIPHER_CTX_ctrl(EVP_CIPHER_CTX* ctx, int type, int arg, void* ptr)
 
     ctypedef struct EVP_MAC:
         pass

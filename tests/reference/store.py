@@ -1,6 +1,7 @@
 """The replicated store, slow and obvious (dictionaries, sorting, scans): the oracle of kmscore.store (store §1-§5)."""
 
 import copy
+import json
 from dataclasses import dataclass, field, replace
 
 from kmscore._store import siphash24
@@ -112,6 +113,10 @@ def encode_record(record: Record) -> dict[str, object]:
         "tombstone": record.tombstone,
         "ttl_ms": record.ttl_ms,
     }
+
+
+def encoded_bytes(record: Record) -> int:
+    return len(json.dumps(encode_record(record), separators=(",", ":"), ensure_ascii=False).encode())
 
 
 def payload(record: Record) -> tuple[int, bytes, int, bool]:

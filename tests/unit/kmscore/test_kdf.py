@@ -145,6 +145,21 @@ def test_anything_else_is_undecryptable(ciphertext):
         assert caught.value.reason is Reason.UNDECRYPTABLE
 
 
+@pytest.mark.parametrize("size", [0, 1, 256, 4096, 4097, 20_000])
+def test_one_value_says_nothing_about_the_next(size):
+    cipher = cipher_of(101)
+    good = cipher.seal(bytes(size), bytes(range(12)))
+    for position in (0, 12 + size // 2, len(good) - 1):
+        bad = bytearray(good)
+        bad[position] ^= 1
+        cipher.check(good)
+        for _ in range(2):
+            with pytest.raises(Rejected):
+                cipher.check(bytes(bad))
+        cipher.check(good)
+        assert cipher.open(good) == bytes(size)
+
+
 @pytest.mark.parametrize("nonce", [b"", bytes(11), bytes(13)])
 def test_sealing_a_value_under_a_nonce_of_another_length_is_a_bug(nonce):
     with pytest.raises(InvariantBroken):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kmscore.errors import InvariantBroken, Reason, Rejected
 from kmscore.nonce import EnvelopeNonces, NonceIssuer, UsedNonces
 from kmscore.secret import SecretBytes
+from tests.reference import nonce as twin
 
 MAX_AGE_MS = 120_000
 ISSUED_MS = 5_000_000
@@ -98,6 +99,23 @@ def test_a_text_that_is_no_nonce_is_refused(text):
 
 def test_a_nonce_of_an_earlier_boot_is_refused():
     refused(NonceIssuer(SecretBytes(b"K" * 32), MAX_AGE_MS).issue(ISSUED_MS, bytes(16)))
+
+
+@relaxed
+@given(st.binary(min_size=32, max_size=32), st.integers(0, 2**62), st.binary(min_size=16, max_size=16), st.data())
+def test_ours_and_the_twin_issue_the_same_and_accept_the_same(key, issued_ms, random16, data):
+    issuers = [make(SecretBytes(key), MAX_AGE_MS) for make in (NonceIssuer, twin.NonceIssuer)]
+    text = issuers[0].issue(issued_ms, random16)
+    assert issuers[1].issue(issued_ms, random16) == text
+    now_ms = issued_ms + data.draw(st.integers(-MAX_AGE_MS, 2 * MAX_AGE_MS))
+    tried = data.draw(st.sampled_from([text, text[:-1], text.lower(), text[:-1] + "=", text + "A"]))
+    verdicts = []
+    for issuer in issuers:
+        try:
+            verdicts.append(issuer.check(tried, now_ms))
+        except Rejected as error:
+            verdicts.append(error.reason)
+    assert verdicts[0] == verdicts[1]
 
 
 @pytest.mark.parametrize("size", [0, 15, 17])

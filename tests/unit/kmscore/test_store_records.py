@@ -17,6 +17,7 @@ from kmscore.store_types import MergeOutcome, RecordRefused, StoreLimits
 from tests.reference import store as twin
 
 IMPLEMENTATIONS = pytest.mark.parametrize("store", [compiled, twin], ids=["compiled", "twin"])
+NUMBERS = st.integers(1, 1 << 62)
 MERGE_ROWS = json.loads((Path(__file__).parents[2] / "vectors" / "merge.json").read_text())["rows"]
 LIMITS = StoreLimits(max_value_bytes=64, max_peer_key_bytes=100)
 VALUE = "ab" * 30
@@ -135,6 +136,23 @@ def test_both_parsers_agree_on_any_object(obj):
         except RecordRefused as refusal:
             answers.append(refusal.skip_reason)
     assert answers[0] == answers[1]
+
+
+AWKWARD = st.text(st.sampled_from('k"\\\b\t\n\f\r\x00\x1f\x7fé€\U0001f511/'), min_size=1, max_size=20)
+
+
+@given(
+    AWKWARD,
+    st.none() | st.binary(max_size=40),
+    st.dictionaries(AWKWARD, NUMBERS, min_size=1, max_size=4),
+    NUMBERS,
+    NUMBERS,
+)
+def test_the_length_on_the_wire_is_known_without_encoding(key, value, version, updated_at_ms, ttl_ms):
+    lengths = {
+        module.encoded_bytes(module.Record(key, value, version, updated_at_ms, ttl_ms)) for module in (compiled, twin)
+    }
+    assert len(lengths) == 1
 
 
 @IMPLEMENTATIONS

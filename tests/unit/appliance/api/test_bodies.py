@@ -96,6 +96,17 @@ class TestReading:
             await read_body(request(messages=messages), LIMIT, nothing)
         assert error.value.reason is Reason.MALFORMED
 
+    async def test_a_body_that_has_come_is_read_under_the_same_limit(self) -> None:
+        for parts, outcome in (([b"a" * 60, b"b" * 40], None), ([b"a" * 60, b"b" * 41], Reason.TOO_LARGE)):
+            come = request(messages=chunks(*parts))
+            come.scope[bodies.BODY_HAS_COME] = True
+            if outcome is None:
+                assert await read_body(come, LIMIT, nothing) == b"".join(parts)
+                continue
+            with pytest.raises(Rejected) as error:
+                await read_body(come, LIMIT, nothing)
+            assert error.value.reason is outcome
+
     async def test_a_body_that_does_not_come_is_waited_for_only_so_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(bodies, "BODY_DEADLINE_S", 0.01)
         messages = [{"type": "http.request", "body": b"a", "more_body": True}]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 
 import pytest
@@ -131,6 +131,28 @@ async def test_an_answer_is_sealed_signed_and_brings_a_nonce(bench: Bench) -> No
     assert bench.inner(response) == {"app_id": 7, "ext": [], "answer_to": POP.nonce}
     assert response.headers["content-type"] == "application/json"
     bench.assert_signed(response)
+
+
+async def test_an_answer_larger_than_a_piece_goes_out_whole_in_pieces(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.api.exchange.PIECE_BYTES", 100)
+    response = await bench.answer(Reading({"status": "ok"}, b'{"7":[1]}'))
+    sent: list[dict[str, object]] = []
+
+    async def receive() -> dict[str, object]:
+        raise AssertionError
+
+    async def send(message: MutableMapping[str, object]) -> None:
+        sent.append(dict(message))
+
+    await response({"type": "http"}, receive, send)
+    start, *bodies = sent
+    assert start["headers"] == response.raw_headers
+    assert [len(piece["body"]) <= 100 for piece in bodies] == [True] * len(bodies)
+    assert [piece.get("more_body", False) for piece in bodies] == [True] * (len(bodies) - 1) + [False]
+    assert b"".join(piece["body"] for piece in bodies) == response.body
+    assert bench.inner(response) == {"data": {"7": [1]}, "status": "ok", "answer_to": POP.nonce}
 
 
 async def test_a_change_is_planned_then_applied_under_the_write_lock(bench: Bench) -> None:

@@ -86,3 +86,33 @@ async def test_too_many_unknown_wallets_are_told_so() -> None:
 
     bench.registry.before_read = exhausted
     assert await bench.refusal() is Reason.RATE
+
+
+async def test_what_changed_in_the_registry_changes_the_decision_at_once() -> None:
+    bench = Bench()
+    await bench.register()
+    first = await bench.authorizer.authorize(WALLET)
+    assert await bench.authorizer.authorize(WALLET) is first
+    await bench.registry.set_tee_pubkey(bench.instance_id, wire.TeeKey(8).der)
+    assert (await bench.authorizer.authorize(WALLET)).tee_pubkey.der == wire.TeeKey(8).der
+    for change, undo in (
+        (bench.registry.set_app_status(APP_ID, 2), bench.registry.set_app_status(APP_ID, 0)),
+        (bench.registry.set_version_status(APP_ID, 1, 2), bench.registry.set_version_status(APP_ID, 1, 0)),
+        (bench.registry.set_instance_status(1, 1), bench.registry.set_instance_status(1, 0)),
+    ):
+        await change
+        assert await bench.refusal() is Reason.NOT_AUTHORIZED
+        await undo
+        await bench.authorizer.authorize(WALLET)
+
+
+async def test_only_so_many_decisions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.auth.apps.MAX_DECISIONS", 2)
+    bench = Bench()
+    await bench.register()
+    wallets = [f"0x{number:040x}" for number in range(3)]
+    for wallet in wallets:
+        await bench.registry.register_instance(APP_ID, 1, wallet=wallet, url="", tee_pubkey=wire.TeeKey(7).der)
+    first = [await bench.authorizer.authorize(wallet) for wallet in wallets]
+    again = [await bench.authorizer.authorize(wallet) for wallet in reversed(wallets)]
+    assert [old is new for old, new in zip(reversed(first), again, strict=True)] == [True, True, False]

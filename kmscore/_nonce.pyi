@@ -1,0 +1,9 @@
+from typing import final
+
+from kmscore.secret import SecretBytes
+
+@final
+class NonceIssuer:
+    def __init__(self, key: SecretBytes, max_age_ms: int) -> None: ...
+    def issue(self, now_ms: int, random16: bytes) -> str: ...
+    def check(self, text: str, now_ms: int) -> int: ...
