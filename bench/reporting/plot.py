@@ -1,7 +1,7 @@
 """Curves as SVG that takes its colours from the page: light or dark, any width, no script."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Final
@@ -15,6 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 46
 LINE_HEIGHT: Final = 20
 COLOURS: Final = 8  # .c0 to .c7 in the page's style; further lines begin again, dashed
 MAX_TICKS: Final = 7
+HALF_WIDTH_CHARACTERS: Final = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def draw(curves: Curves) -> str:
     horizontal = axis_of([x for x, _ in points], curves.log_x)
     vertical = axis_of([y for _, y in points], curves.log_y)
     legend = _legend(list(curves.lines))
-    height = HEIGHT + LINE_HEIGHT * (legend.count('class="key"') + 1) // 2 + 8
+    height = HEIGHT + LINE_HEIGHT * -(-len(curves.lines) // _legend_columns(curves.lines)) + 8
     body = [*_grid(horizontal, vertical), *_labels(curves), *_lines(curves, horizontal, vertical), legend]
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(curves.title)}">'
@@ -130,11 +131,17 @@ def _lines(curves: Curves, horizontal: Axis, vertical: Axis) -> list[str]:
     return drawn
 
 
+def _legend_columns(labels: Collection[str]) -> int:
+    """Two when every label fits half the width, at the larger type that narrow screens get."""
+    return 2 if all(len(label) <= HALF_WIDTH_CHARACTERS for label in labels) else 1
+
+
 def _legend(labels: Sequence[str]) -> str:
     drawn = []
+    columns = _legend_columns(labels)
     for number, label in enumerate(labels):
-        x = LEFT if number % 2 == 0 else (LEFT + WIDTH - RIGHT) // 2
-        y = HEIGHT + 10 + LINE_HEIGHT * (number // 2)
+        x = LEFT if number % columns == 0 else (LEFT + WIDTH - RIGHT) // 2
+        y = HEIGHT + 10 + LINE_HEIGHT * (number // columns)
         drawn.append(f'<path class="line {_look(number)}" d="M{x} {y}h22"/>')
         drawn.append(f'<text class="key" x="{x + 28}" y="{y + 4}">{escape(label)}</text>')
     return "".join(drawn)

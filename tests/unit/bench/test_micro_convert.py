@@ -1,7 +1,10 @@
 """From pytest-benchmark's report to figures, curves and checks."""
 
+from pathlib import Path
+
 import pytest
 
+import kmscore
 from bench.micro.checks import EXTENSIONS, MERGE, POP, READ, SIGNATURE, WRITTEN, checks_of
 from bench.micro.convert import Measurement, curves_of, figures_of, read_measurements
 from bench.micro.racing import Role
@@ -114,6 +117,11 @@ def everything(**changed):
             if group not in covered:
                 found += race(group)
     return found
+
+
+def test_every_extension_but_that_for_secrets_has_to_beat_what_needs_no_cython():
+    built = {path.stem for path in Path(kmscore.__file__).parent.glob("_*.pyx")}
+    assert built - set(EXTENSIONS) == {"_secret"}
 
 
 def by_name(measurements):

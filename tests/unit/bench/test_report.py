@@ -157,6 +157,17 @@ def test_every_point_of_a_plot_lies_inside_its_axes(curves):
     assert 4 <= len(ticks) <= 24
 
 
+@pytest.mark.parametrize(("label", "rows"), [("short", 2), ("a label that would not fit half of the width", 4)])
+def test_a_legend_with_a_long_label_has_one_column_and_room_for_every_row(label, rows):
+    lines = {f"{label} {number}": [(1.0, 1.0), (2.0, 2.0)] for number in range(4)}
+    page = render_page(report_of(Results("micro", curves=[Curves("legend", "x", "y", lines)])))
+    svg = ET.fromstring(re.search("<svg.*</svg>", page)[0])  # noqa: S314 - our own output
+    heights = [float(text.get("y")) for text in svg.iter("text") if text.get("class") == "key"]
+    assert len(heights) == 4
+    assert len(set(heights)) == rows
+    assert max(heights) < float(svg.get("viewBox").split()[3])
+
+
 def test_a_plot_without_points_is_left_out():
     assert "<svg" not in render_page(report_of(Results("micro", curves=[Curves("empty", "x", "y", {})])))
 
