@@ -177,8 +177,8 @@ def report(runs: dict[tuple[str, str], list[Run]], recover_s: float) -> Results:
     notes.append(
         f"Of the {1e6 * derive_s:.0f} µs of a derive {1e6 * recover_s:.0f} µs are the recovery of the signer, which "
         f"runs without the GIL. However many cores there are, one interpreter that did it elsewhere would serve "
-        f"{bound:.2f} times as much: {CORES} cores need {CORES} processes that share the listening socket, one of which holds the "
-        "store and the used nonces for all."
+        f"{bound:.2f} times as much: {CORES} cores need {CORES} processes that share the listening socket, one of "
+        "which holds the store and the used nonces for all."
     )
     return Results(PART, figures=figures, notes=notes)
 
