@@ -21,7 +21,7 @@ from bench.load.identities import CallerKeys
 from bench.load.jobs import Job, Work
 from bench.load.peers import RECORDS_PER_DELTA, PeerUser
 from bench.load.primitives import measure_primitives
-from bench.load.processes import LineProcess, Run, run_job
+from bench.load.processes import LineProcess, Run, run_jobs
 from bench.load.threads_node import INLINE_VARIABLE
 from bench.results import RESULTS_DIRECTORY, Figure, Results
 from kmscore.errors import KmsError
@@ -59,6 +59,8 @@ LOADS: Final = (
     Load("derive beside deltas", Work.DERIVE, Work.DELTA),
     Load("derive beside snapshot pages", Work.DERIVE, Work.SNAPSHOT_PAGES),
 )
+# Where the server's CPU time is that of two kinds of operations together.
+SHARED: Final = frozenset(load.name for load in LOADS if load.beside is not None)
 
 
 def gain_bound(cpu_s: float, outside_s: float) -> float:
@@ -94,17 +96,9 @@ class ThreadsBench:
 
     async def run(self, load: Load, node: LoadNode) -> Run:
         """The run of what is alone, or of the derives."""
-        if load.beside is None:
-            return await run_job(self.clients[0], self._job(load.alone, node), node.pid)
-        found: list[Run] = []
-
-        async def derives() -> None:
-            found.append(await run_job(self.clients[0], self._job(load.alone, node), node.pid))
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(derives)
-            group.start_soon(run_job, self.clients[1], self._job(load.beside, node), node.pid)
-        return found[0]
+        works = [load.alone] if load.beside is None else [load.alone, load.beside]
+        jobs = [self._job(work, node) for work in works]
+        return (await run_jobs(self.clients[: len(jobs)], jobs, node.pid))[0]
 
     def _job(self, work: Work, node: LoadNode) -> Job:
         of_peer = work is not Work.DERIVE
@@ -165,8 +159,9 @@ def report(runs: dict[tuple[str, str], list[Run]], recover_s: float) -> Results:
         figures += [
             Figure(GROUP, "operations", rate, "1/s", where),
             Figure(GROUP, "p99", p99_ms, "ms", where),
-            Figure(GROUP, "server CPU per operation", 1e6 * cost_s, "µs", where),
         ]
+        if load not in SHARED:
+            figures.append(Figure(GROUP, "server CPU per operation", 1e6 * cost_s, "µs", where))
     notes = [
         f"{load}: most operations with {_best(rates[load], largest=True)}, lowest p99 with "
         f"{_best(tails[load], largest=False)}."
