@@ -28,7 +28,9 @@ def host() -> None:
 
 @host.command()
 @click.option("--eif", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The image.")
-@click.option("--listen", default="0.0.0.0:443", show_default=True, help="host:port where clients reach the node.")
+@click.option(
+    "--listen", default="127.0.0.1:8443", show_default=True, help="host:port where your TLS ingress reaches the node."
+)
 @click.option(
     "--allow",
     "allow",
@@ -66,7 +68,7 @@ def run(
     Everything that the node keeps is in the enclave's memory: ending the last enclave of a cluster loses its data.
 
     \b
-    nova-kms host run --eif nova-kms.eif --listen 0.0.0.0:8443 --instance-url https://kms1.example.org \\
+    nova-kms host run --eif nova-kms.eif --listen 127.0.0.1:8443 --instance-url https://kms1.example.org \\
       --allow rpc-one.example.org:443 --allow rpc-two.example.org:443 --allow '*:443'
     """
     start = EnclaveStart(

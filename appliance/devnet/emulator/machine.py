@@ -148,13 +148,13 @@ class EmulatedEnclave:
             module = NsmDevice(self._nsm, self._reactor)
             self._backends.append(VhostUserBackend(boot.nsm_socket, module, self._reactor, self._note_fault))
         self._vsock.listen(HEARTBEAT_PORT, self._heartbeat, [PARENT_CID])
-        started: Future[subprocess.Popen[bytes]] = Future()
+        started: Future[None] = Future()
         self._begin(self._run_devices, "devices")
         self._begin(self._await_heartbeat, "heartbeat")
         # QEMU ends with the thread that started it, so that it never outlives us: this one lives as long as QEMU does.
         self._begin(lambda: self._run_qemu(boot_command(self._qemu, boot), started), "qemu")
         try:
-            self._process = started.result(START_TIMEOUT_S)
+            started.result(START_TIMEOUT_S)
         except OSError as error:
             raise ConfigError("QEMU cannot be started") from error
 
@@ -283,7 +283,7 @@ class EmulatedEnclave:
                 self._news.notify_all()
         self._heartbeat.close()
 
-    def _run_qemu(self, command: list[str], started: "Future[subprocess.Popen[bytes]]") -> None:
+    def _run_qemu(self, command: list[str], started: "Future[None]") -> None:
         with tempfile.TemporaryFile() as diagnostics:
             try:
                 process = subprocess.Popen(
@@ -296,7 +296,9 @@ class EmulatedEnclave:
             except OSError as error:
                 started.set_exception(error)
                 return
-            started.set_result(process)
+            # Known before anybody is told: whoever is interrupted while waiting still ends it.
+            self._process = process
+            started.set_result(None)
             with process:
                 self._pump(process.stdout)
             diagnostics.seek(0)
