@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,11 +80,17 @@ def emulated(eif: Path, directory: Path, *options: str) -> Iterator[str]:
 # --- one image, by itself ---
 
 
-def test_the_image_boots_and_attests_the_registers_that_the_build_published(image: BuiltImage, tmp_path: Path) -> None:
+def test_the_image_boots_and_attests_the_registers_that_the_build_published(
+    image: BuiltImage, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     root, other = tmp_path / "root.pem", tmp_path / "other.json"
     published = json.loads(image.measurements.read_text())
     other.write_text(json.dumps({**published, "PCR2": "ab" * 48}))
+    begun = time.monotonic()
     with emulated(image.eif, tmp_path, "--attest-root", str(root)) as url:
+        listening = f"{time.monotonic() - begun:.1f} s after the command, in software emulation"
+        reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+        reporter.write_line(f"\n{image.eif.stat().st_size / 1e6:.1f} MB, listening {listening}")
         proven = nova("attest", "verify", url, "--root", str(root), "--measurements", str(image.measurements))
         for name in ("PCR0", "PCR1", "PCR2"):
             assert published[name] in proven
