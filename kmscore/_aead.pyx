@@ -33,11 +33,7 @@ from kmscore.errors import InvariantBroken, Reason, Rejected
 
 
 cdef enum:
-    KEY_BYTES = 32
-    NONCE_BYTES = 12
-    TAG_BYTES = 16
     MAX_HKDF_BYTES = 8160     # 255 blocks (RFC 5869 §2.3)
-    MAX_DATA_BYTES = 0x7FFFFF00  # libcrypto counts in int
     # From here on AES-GCM takes 10 µs or more, and other threads may run meanwhile.
     RELEASE_GIL_BYTES = 16384
     CHECKED_INLINE_BYTES = 4096  # plaintext that is checked and thrown away lies on the stack

@@ -2,23 +2,44 @@
 
 Refuses plaintext bodies, other members than the three, keys in other encodings than the one the platform writes, and
 points off the curve. It does not know who may send what, nor which nonces were used: the callers do. `cryptography`
-does the elliptic curve; HKDF and AES-GCM are in `kmscore._aead`, the hex and the canonical form in `kmscore._mac`.
+does the elliptic curve; sealing and opening are in `kmscore._envelope`, the hex and the canonical form in `kmscore._mac`.
 """
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final, Self, final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from kmscore._aead import hkdf_sha256, open_gcm, seal_gcm
+from kmscore._envelope import Envelope, envelope_key, open_envelope, seal
 from kmscore._mac import read_canonical_envelope, write_canonical_envelope
 from kmscore.errors import InvariantBroken, Reason, Rejected
 from kmscore.json import canonical_json, parse_json_object
 from kmscore.secret import SecretBytes
+
+__all__ = [
+    "DER_BYTES",
+    "LABELS",
+    "NONCE_BYTES",
+    "P384_ORDER",
+    "SEC1_BYTES",
+    "SHARED_SECRET_BYTES",
+    "SPKI_PREFIX",
+    "TAG_BYTES",
+    "AgreementKey",
+    "Envelope",
+    "SharedSecretCache",
+    "TeePublicKey",
+    "encode_envelope",
+    "envelope_key",
+    "open_envelope",
+    "parse_envelope",
+    "parse_envelope_object",
+    "parse_tee_pubkey",
+    "parse_tee_pubkey_der",
+    "seal",
+]
 
 # Every label the platform has used, the current one first (protocol §3).
 LABELS: Final = (
@@ -39,20 +60,6 @@ TAG_BYTES: Final = 16
 MAX_SENDER_BYTES: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """A well-formed envelope; whether it opens, and who sent it, is not known yet.
-
-    `sender` is the key in DER as sent (1 to 256 bytes, not parsed), `nonce` has 12 bytes, `ciphertext` ends with the
-    16-byte tag. `canonical` is the canonical JSON of the members as sent: the body we send, and what the MAC covers.
-    """
-
-    sender: bytes
-    nonce: bytes
-    ciphertext: bytes = field(repr=False)
-    canonical: bytes = field(repr=False)
-
-
 def parse_envelope(body: bytes) -> Envelope:
     """The envelope that a request or answer body is; hex of either case, with or without 0x.
 
@@ -61,7 +68,7 @@ def parse_envelope(body: bytes) -> Envelope:
     """
     members = read_canonical_envelope(body)
     if members is not None:
-        return Envelope(*members, canonical=body)
+        return Envelope(*members, body)
     return parse_envelope_object(parse_json_object(body, max_depth=1))
 
 
@@ -71,7 +78,7 @@ def parse_envelope_object(value: object) -> Envelope:
         canonical = canonical_json(value)
         members = read_canonical_envelope(canonical)
         if members is not None:
-            return Envelope(*members, canonical=canonical)
+            return Envelope(*members, canonical)
     raise Rejected(
         Reason.MALFORMED,
         "the body is not an envelope: exactly sender_tee_pubkey, nonce (12 bytes) and encrypted_data, in hex",
@@ -175,45 +182,6 @@ class AgreementKey:
 
     def __reduce__(self) -> str:
         raise TypeError("an agreement key cannot be pickled or copied")
-
-
-def envelope_key(shared: SecretBytes, a: TeePublicKey, b: TeePublicKey, nonce: bytes, label: str) -> bytes:
-    """The AES-256 key, 32 bytes, of one envelope between `a` and `b`, in whichever order (protocol §3).
-
-    `shared` has 48 bytes, `nonce` 12. Raises InvariantBroken for other lengths. The result cannot be wiped, and opens
-    this one envelope only.
-    """
-    if len(shared) != SHARED_SECRET_BYTES or len(nonce) != NONCE_BYTES:
-        raise InvariantBroken("an envelope key is derived from a secret or nonce of a wrong length")
-    first, second = (a.sec1, b.sec1) if a.sec1 < b.sec1 else (b.sec1, a.sec1)
-    return hkdf_sha256(shared, first + second + nonce, label.encode(), 32)
-
-
-def seal(
-    shared: SecretBytes, own: TeePublicKey, peer: TeePublicKey, label: str, nonce: bytes, plaintext: bytes
-) -> Envelope:
-    """Encrypt `plaintext` from `own` to `peer`. `nonce` (12 bytes) must never have been used between the two keys.
-
-    Raises InvariantBroken for a secret or nonce of a wrong length.
-    """
-    key = envelope_key(shared, own, peer, nonce, label)
-    return encode_envelope(own.der, nonce, seal_gcm(key, nonce, plaintext))
-
-
-def open_envelope(
-    shared: SecretBytes, own: TeePublicKey, peer: TeePublicKey, labels: Sequence[str], envelope: Envelope
-) -> tuple[bytes, str]:
-    """The plaintext of an envelope between `own` and `peer`, and the one of `labels` it was under.
-
-    The labels are tried in their order; a wrong one costs an HKDF and a failed tag, never a key agreement. The caller
-    has compared `envelope.sender` with `peer`. Raises `Rejected(UNDECRYPTABLE)` when no label opens it.
-    """
-    for label in labels:
-        key = envelope_key(shared, own, peer, envelope.nonce, label)
-        plaintext = open_gcm(key, envelope.nonce, envelope.ciphertext)
-        if plaintext is not None:
-            return plaintext, label
-    raise Rejected(Reason.UNDECRYPTABLE, "the envelope cannot be decrypted")
 
 
 @final
