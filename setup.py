@@ -25,6 +25,7 @@ EXTENSIONS = {
     "_mac": ["libcrypto"],
     "_nonce": ["libcrypto"],
     "_pop": ["libsecp256k1", "libcrypto"],
+    "_proof": [],
     "_record": [],
     "_secret": ["libcrypto"],
     "_store": [],

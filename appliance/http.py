@@ -6,11 +6,11 @@ import httpx
 
 from appliance.egress import Tunnels, TunnelTransport
 from kmscore.errors import Reason, Rejected
+from kmscore.proof import MAX_NONCE_CHARS
 
 # Whatever httpx raises for a request: its stream errors are no HTTPError.
 HTTP_FAILURES = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
 MAX_RETRY_AFTER_S = 3600.0
-MAX_NONCE_CHARS = 512
 
 
 class AnswerTooLarge(Exception):

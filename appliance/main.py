@@ -32,7 +32,6 @@ from appliance.api.public import PublicApi
 from appliance.api.sync import SyncApi
 from appliance.auth.apps import AppAuthorizer
 from appliance.auth.envelopes import EnvelopeGate, LabelMemory
-from appliance.auth.pop import PopVerifier
 from appliance.chain.cache import CachedNovaRegistry
 from appliance.chain.kms_registry import KmsRegistry
 from appliance.chain.registry import NovaRegistry
@@ -64,6 +63,7 @@ from appliance.variables import BindAddress, TcpAddress, TrustedIngress, UnixAdd
 from kmscore.errors import ConfigError, Unavailable
 from kmscore.json import MAX_ITEMS
 from kmscore.nonce import EnvelopeNonces, NonceIssuer, UsedNonces
+from kmscore.proof import PopVerifier
 from kmscore.secret import SecretBytes
 from kmscore.store import Store, StoreLimits
 

@@ -376,6 +376,30 @@ def eip191_digest(bytes message not None):
     return PyBytes_FromStringAndSize(<char*>digest, 32)
 
 
+def response_text(str caller_signature not None, str receiver not None):
+    """What a node signs under every answer: proof that the addressed node answered this very request (protocol §2).
+
+    `caller_signature` is the request's signature exactly as sent, 130 or 132 ASCII characters; `receiver` the wallet of
+    the answering node in any accepted form, canonical in the text.
+    Raises, in this order: Rejected(SIGNATURE), Rejected(WALLET).
+    """
+    cdef PopText text
+    cdef uint8_t[20] address
+    cdef char[WALLET_CHARACTERS] wallet
+    cdef Span signature = span_of(caller_signature)
+    if signature.size != SIGNATURE_DIGITS and signature.size != SIGNATURE_DIGITS + 2:
+        raise refusal(BAD_SIGNATURE_FORM)
+    if parse_hex(span_of(receiver), WALLET_DIGITS, address) != 1:
+        raise refusal(BAD_WALLET)
+    write_hex(wallet, address, 20)
+    text.size = 0
+    append(&text, b"NovaKMS:Response:", 17)
+    append(&text, signature.data, signature.size)
+    append(&text, b":", 1)
+    append(&text, wallet, WALLET_CHARACTERS)
+    return PyBytes_FromStringAndSize(<char*>text.data, text.size)
+
+
 def parse_wallet(str text not None):
     """The canonical form of a wallet, 0x and 40 lower-case digits; any case and a missing 0x are accepted (protocol).
 

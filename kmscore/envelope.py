@@ -2,7 +2,7 @@
 
 Refuses plaintext bodies, other members than the three, keys in other encodings than the one the platform writes, and
 points off the curve. It does not know who may send what, nor which nonces were used: the callers do. `cryptography`
-does the elliptic curve; sealing and opening are in `kmscore._envelope`, the hex and the canonical form in `kmscore._mac`.
+does the elliptic curve; `kmscore._envelope` seals and opens, `kmscore._mac` has the hex and the canonical form.
 """
 
 import threading

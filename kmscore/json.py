@@ -6,6 +6,7 @@ surrogate pairs, invalid UTF-8, a byte order mark. It is not constant-time: what
 
 import json
 from contextlib import suppress
+from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
 
 from kmscore._json import examine_canonical, examine_document, finite_number, refuse_constant, require_members
 from kmscore.errors import Reason, Rejected
@@ -18,6 +19,8 @@ MAX_DEPTH = 16
 MAX_ITEMS = 1 << 22
 
 _DECODER = json.JSONDecoder(parse_float=finite_number, parse_constant=refuse_constant)
+# The standard library's own encoder, made once: `JSONEncoder.encode` makes one for each document.
+_chunks_of = c_make_encoder(None, json.JSONEncoder().default, encode_basestring, None, ":", ",", False, False, False)
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -33,8 +36,8 @@ def parse_json(data: bytes, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_
     """
     members = examine_document(data, max_depth, max_items)
     try:
-        value: object = _DECODER.decode(data.decode("utf-8"))
-    except ValueError:
+        value = _decode(data.decode("utf-8"))
+    except (ValueError, StopIteration):  # the scanner raises either, by what it misses
         pass
     else:
         require_members(value, members)
@@ -43,12 +46,30 @@ def parse_json(data: bytes, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_
     raise Rejected(Reason.MALFORMED, "the body is not one valid JSON document in UTF-8")
 
 
+def _decode(text: str) -> object:
+    """`_DECODER.decode`, and what it does for a document without white space around it in a third of the time."""
+    if text[:1] == "{" and text[-1] == "}":
+        value, end = _DECODER.scan_once(text, 0)  # type: ignore[attr-defined]
+        if end == len(text):
+            return value
+    return _DECODER.decode(text)
+
+
 def parse_json_object(data: bytes, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_ITEMS) -> dict[str, object]:
     """Like `parse_json`, for a document that must be an object. Raises `Rejected(MALFORMED)`."""
     value = parse_json(data, max_depth=max_depth, max_items=max_items)
     if not isinstance(value, dict):
         raise Rejected(Reason.MALFORMED, "the JSON document is not an object")
     return value
+
+
+def compact_json(value: object) -> bytes:
+    """JSON as we send it: no white space, UTF-8 without needless escapes, members in the order they have.
+
+    For values of our own making: ValueError for a number that is not finite and half a surrogate pair, TypeError for
+    what JSON has no type for; nothing bounds the nesting.
+    """
+    return "".join(_chunks_of(value, 0)).encode()
 
 
 def canonical_json(value: object) -> bytes:

@@ -11,6 +11,7 @@ from kmscore._pop import (
     pop_text,
     recover_pop,
     recover_signer,
+    response_text,
 )
 from kmscore.errors import InvariantBroken, Reason, Rejected
 
@@ -29,16 +30,6 @@ __all__ = [
 
 _SIGNATURE_CHARACTERS = (130, 132)
 _DIGITS = frozenset("0123456789abcdef")
-
-
-def response_text(caller_signature: str, receiver: str) -> bytes:
-    """What a node signs under every answer: proof that the addressed node answered this very request (protocol §2).
-
-    `caller_signature` is the request's signature exactly as sent, 130 or 132 ASCII characters; `receiver` the wallet of
-    the answering node in any accepted form, canonical in the text.
-    Raises, in this order: Rejected(SIGNATURE), Rejected(WALLET).
-    """
-    return f"NovaKMS:Response:{_as_sent(caller_signature)}:{parse_wallet(receiver)}".encode("ascii")
 
 
 def answer_text(caller_signature: str, status: int, body_sha256: str, receiver: str) -> bytes:

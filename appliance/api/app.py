@@ -22,7 +22,6 @@ UNKNOWN_ROUTE = (404, "not_found")
 VALUE_PREFIX = b"/kms/data/"
 # Clients whose key is remembered: parsing addresses costs as much as the rest of the limits together.
 REMEMBERED_CLIENTS = 4096
-CLIENT_KEY = "nova.client_key"
 
 Handler = Callable[[Request], Awaitable[Response]]
 Handlers = Mapping[str, Handler]
@@ -43,14 +42,14 @@ class AddressLimiter:
         self._requests = requests
         self._nonces = nonces
         self._of_their_own = {"/nonce": nonces, "/attestation": attestations}
+        self._believes_ingress = bool(trusted_ingress)
         self._key_of = lru_cache(REMEMBERED_CLIENTS)(partial(client_key, trusted=trusted_ingress))
 
     def check(self, request: Request) -> None:
         """Raises `Rejected(RATE)`."""
-        if request.scope["path"] == "/health":
-            return
-        limiter = self._of_their_own.get(request.scope["path"], self._requests)
-        limiter.take(self._key(request))
+        path = request.scope["path"]
+        if path != "/health":
+            self._of_their_own.get(path, self._requests).take(self._key(request))
 
     def give_back(self, request: Request) -> None:
         """An authenticated request counts against its wallet instead, and so does the nonce that it used."""
@@ -59,19 +58,17 @@ class AddressLimiter:
         self._nonces.give_back(key)
 
     def _key(self, request: Request) -> str:
-        """What the request's client is limited by; kept with the request, which is asked for it more than once."""
-        key: str | None = request.scope.get(CLIENT_KEY)
-        if key is None:
-            key = request.scope[CLIENT_KEY] = self._find_key(request)
-        return key
-
-    def _find_key(self, request: Request) -> str:
+        """What the request's client is limited by."""
         client = request.scope["client"]
+        text = self._forwarded_for(request) if self._believes_ingress else ""
+        return self._key_of(client[0] if client else None, text)
+
+    @staticmethod
+    def _forwarded_for(request: Request) -> str:
         # Every line counts: an ingress may append one of its own to what a stranger sent.
         forwarded = b",".join(value for name, value in request.scope["headers"] if name == b"x-forwarded-for")
         # One that is too long counts for nothing: it must not fill the memory either.
-        text = forwarded.decode("latin-1") if len(forwarded) <= MAX_FORWARDED_CHARS else ""
-        return self._key_of(client[0] if client else None, text)
+        return forwarded.decode("latin-1") if len(forwarded) <= MAX_FORWARDED_CHARS else ""
 
 
 class Endpoints:
@@ -85,45 +82,46 @@ class Endpoints:
     ) -> None:
         self._limiter = limiter
         self._value_by_path: Handlers = {"GET": kms.get_by_path}
-        self._exact: Mapping[str, Handlers] = {
-            "/": open_to_all(public.overview),
-            "/health": open_to_all(public.health),
-            "/status": open_to_all(public.status),
-            "/nodes": open_to_all(public.nodes),
-            "/nonce": {"GET": public.nonce},
-            "/attestation": {"GET": attestation.document},
-            "/kms/derive": {"POST": kms.derive},
-            "/kms/data": {"GET": kms.get_by_query, "PUT": kms.put, "DELETE": kms.delete},
-            "/sync": {"POST": sync.sync},
+        self._exact: Mapping[bytes, Handlers] = {
+            b"/": open_to_all(public.overview),
+            b"/health": open_to_all(public.health),
+            b"/status": open_to_all(public.status),
+            b"/nodes": open_to_all(public.nodes),
+            b"/nonce": {"GET": public.nonce},
+            b"/attestation": {"GET": attestation.document},
+            b"/kms/derive": {"POST": kms.derive},
+            b"/kms/data": {"GET": kms.get_by_query, "PUT": kms.put, "DELETE": kms.delete},
+            b"/sync": {"POST": sync.sync},
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             response = await self._respond(Request(scope, receive))
+        except (Rejected, Unavailable) as error:
+            response = response_for(error)
         except Exception as error:  # the top of a request: what nobody expected becomes a bare 500
             logger.error("request failed unexpectedly", exc_info=error)
             response = error_response(INTERNAL_ERROR, "internal error")
         await response(scope, receive, send)
 
-    async def _respond(self, request: Request) -> Response:
-        try:
-            self._limiter.check(request)
-            handlers = self._handlers(request.scope["raw_path"])
-            if handlers is None:
-                return error_response(UNKNOWN_ROUTE, "no such endpoint; GET / lists them")
-            handler = handlers.get(request.method)
-            if handler is None:
-                allowed = ", ".join(sorted(handlers))
-                return error_response(METHOD_NOT_ALLOWED, f"use {allowed}", {"Allow": allowed})
-            return await handler(request)
-        except (Rejected, Unavailable) as error:
-            return response_for(error)
+    def _respond(self, request: Request) -> Awaitable[Response]:
+        self._limiter.check(request)
+        # By the path as it was sent: one that is spelled with %2F or the like is another one.
+        raw_path = request.scope["raw_path"]
+        handlers = self._exact.get(raw_path)
+        if handlers is None:
+            if not raw_path.startswith(VALUE_PREFIX):
+                return _answered(error_response(UNKNOWN_ROUTE, "no such endpoint; GET / lists them"))
+            handlers = self._value_by_path
+        handler = handlers.get(request.scope["method"])
+        if handler is None:
+            allowed = ", ".join(sorted(handlers))
+            return _answered(error_response(METHOD_NOT_ALLOWED, f"use {allowed}", {"Allow": allowed}))
+        return handler(request)
 
-    def _handlers(self, raw_path: bytes) -> Handlers | None:
-        """By the path as it was sent: one that is spelled with %2F or the like is another one."""
-        if raw_path.startswith(VALUE_PREFIX):
-            return self._value_by_path
-        return self._exact.get(raw_path.decode("latin-1"))
+
+async def _answered(response: Response) -> Response:
+    return response
 
 
 def open_to_all(handler: Handler) -> Handlers:

@@ -1,7 +1,7 @@
 """Request bodies, read within a byte limit and a deadline (protocol §7, last paragraphs)."""
 
-from collections import Counter
 from collections.abc import Callable
+from typing import Self
 
 import anyio
 from starlette.requests import Request
@@ -10,9 +10,10 @@ from kmscore.errors import Reason, Rejected, Unavailable
 
 # A body of the largest size at 1 Mbit/s takes longer; whoever is that slow holds a connection, not memory or a worker.
 BODY_DEADLINE_S = 60.0
-# What our server writes into a request's scope when nothing of its body is still to come: no deadline is needed then,
-# and setting one up costs more than reading a small body.
-BODY_HAS_COME = "nova.body_has_come"
+# Where our server puts a body that came together with its request's head: nothing has to be waited for then, and a
+# deadline costs more to set up than a small body to read.
+WHOLE_BODY = "nova.whole_body"
+JSON_TYPE = b"application/json"
 
 
 def check_body_headers(request: Request, limit_bytes: int) -> None:
@@ -20,23 +21,16 @@ def check_body_headers(request: Request, limit_bytes: int) -> None:
 
     Raises `Rejected` with TOO_LARGE (declared longer than the limit), MALFORMED (no valid length) or UNSUPPORTED_MEDIA.
     """
-    declared = header_of(request, b"content-length")
+    headers: dict[bytes, bytes] = dict(request.scope["headers"])  # names in lower case, as servers hand them out
+    declared = headers.get(b"content-length")
     if declared is not None:
         if not declared.isdigit():
             raise Rejected(Reason.MALFORMED, "Content-Length is not a number")
         if len(declared) > 18 or int(declared) > limit_bytes:
             raise _too_large(limit_bytes)
-    media_type = (header_of(request, b"content-type") or b"").partition(b";")[0].strip().lower()
-    if media_type != b"application/json":
+    media_type = headers.get(b"content-type", b"")
+    if media_type != JSON_TYPE and media_type.partition(b";")[0].strip().lower() != JSON_TYPE:
         raise Rejected(Reason.UNSUPPORTED_MEDIA, "the body must be application/json")
-
-
-def header_of(request: Request, name: bytes) -> bytes | None:
-    """The first header called `name` (lower case, as servers hand names out), None when there is none."""
-    for given, value in request.scope["headers"]:
-        if given == name:
-            return bytes(value)
-    return None
 
 
 class BodyBudget:
@@ -49,28 +43,28 @@ class BodyBudget:
         self._total_bytes = total_bytes
         self._wallet_bytes = wallet_bytes
         self._used_bytes = 0
-        self._used_by: Counter[str] = Counter()
-
-    def share_of(self, wallet: str) -> "BodyShare":
-        """What one of the wallet's bodies counts its bytes into; all are given back when its `with` block ends."""
-        return BodyShare(self, wallet)
+        self._used_by: dict[str, int] = {}
 
     def take(self, wallet: str, size: int) -> None:
         """Raises `Unavailable` when there is no room for that many bytes more."""
-        if self._used_by[wallet] + size > self._wallet_bytes or self._used_bytes + size > self._total_bytes:
+        used = self._used_by.get(wallet, 0) + size
+        if used > self._wallet_bytes or self._used_bytes + size > self._total_bytes:
             raise Unavailable("too many large requests at once", retry_after_s=1.0)
         self._used_bytes += size
-        self._used_by[wallet] += size
+        self._used_by[wallet] = used
 
     def give_back(self, wallet: str, size: int) -> None:
+        """What was taken and is not kept any more."""
         self._used_bytes -= size
-        self._used_by[wallet] -= size
-        if not self._used_by[wallet]:
-            del self._used_by[wallet]
+        left = self._used_by.get(wallet, 0) - size
+        if left:
+            self._used_by[wallet] = left
+        else:
+            self._used_by.pop(wallet, None)
 
 
 class BodyShare:
-    """A wallet's part of the budget for the time of one body."""
+    """A wallet's part of the budget for the time of one body: given back when the `with` block ends."""
 
     __slots__ = ("_budget", "_taken_bytes", "_wallet")
 
@@ -79,13 +73,14 @@ class BodyShare:
         self._wallet = wallet
         self._taken_bytes = 0
 
-    def __enter__(self) -> Callable[[int], None]:
-        return self._take
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._budget.give_back(self._wallet, self._taken_bytes)
 
-    def _take(self, size: int) -> None:
+    def take(self, size: int) -> None:
+        """Raises `Unavailable`."""
         self._budget.take(self._wallet, size)
         self._taken_bytes += size
 
@@ -95,6 +90,12 @@ async def read_body(request: Request, limit_bytes: int, take: Callable[[int], No
 
     Raises `Rejected` with TOO_LARGE, or MALFORMED when it did not arrive in time; `Unavailable` from `take`.
     """
+    whole: bytes | None = request.scope.pop(WHOLE_BODY, None)
+    if whole is not None:
+        if len(whole) > limit_bytes:
+            raise _too_large(limit_bytes)
+        take(len(whole))
+        return whole
     chunks: list[bytes] = []
 
     def keep(chunk: bytes) -> None:
@@ -110,32 +111,30 @@ async def discard_body(request: Request, limit_bytes: int) -> None:
 
     Raises like `read_body`.
     """
-    await _receive(request, limit_bytes, lambda _chunk: None)
+    whole: bytes | None = request.scope.pop(WHOLE_BODY, None)
+    if whole is None:
+        await _receive(request, limit_bytes, lambda _chunk: None)
+    elif len(whole) > limit_bytes:
+        raise _too_large(limit_bytes)
 
 
 async def _receive(request: Request, limit_bytes: int, keep: Callable[[bytes], None]) -> None:
-    if request.scope.get(BODY_HAS_COME):
-        return await _take_in(request, limit_bytes, keep)
-    try:
-        with anyio.fail_after(BODY_DEADLINE_S):
-            await _take_in(request, limit_bytes, keep)
-    except TimeoutError as error:
-        raise _incomplete() from error
-
-
-async def _take_in(request: Request, limit_bytes: int, keep: Callable[[bytes], None]) -> None:
     size = 0
     more = True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise _incomplete()
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit_bytes:
-            raise _too_large(limit_bytes)
-        keep(chunk)
-        more = message.get("more_body", False)
+    try:
+        with anyio.fail_after(BODY_DEADLINE_S):
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise _incomplete()
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > limit_bytes:
+                    raise _too_large(limit_bytes)
+                keep(chunk)
+                more = message.get("more_body", False)
+    except TimeoutError as error:
+        raise _incomplete() from error
 
 
 def _incomplete() -> Rejected:

@@ -1,11 +1,11 @@
 """Errors to answers, in one place (protocol §7)."""
 
-import json
 import math
 
 from starlette.responses import Response
 
 from kmscore.errors import Reason, Rejected, Unavailable
+from kmscore.json import compact_json
 
 # reason → (HTTP status, machine word). Every reason is here; a test holds the table to the enumeration.
 ANSWERS: dict[Reason, tuple[int, str]] = {
@@ -28,7 +28,6 @@ ANSWERS: dict[Reason, tuple[int, str]] = {
     Reason.RATE: (429, "rate_limited"),
     Reason.QUOTA: (507, "quota_exceeded"),
 }
-_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 METHOD_NOT_ALLOWED = (405, "method_not_allowed")
 SERVICE_UNAVAILABLE = (503, "service_unavailable")
@@ -40,8 +39,7 @@ RATE_RETRY_AFTER_S = 2
 
 def json_response(status: int, body: dict[str, object], headers: dict[str, str] | None = None) -> Response:
     """The one encoder of plain JSON answers."""
-    content = _ENCODER.encode(body).encode()
-    return Response(content, status_code=status, headers=headers, media_type="application/json")
+    return Response(compact_json(body), status_code=status, headers=headers, media_type="application/json")
 
 
 def error_response(answer: tuple[int, str], message: str, headers: dict[str, str] | None = None) -> Response:

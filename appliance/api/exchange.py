@@ -7,6 +7,7 @@ nothing.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import anyio
 from starlette.responses import Response
@@ -14,24 +15,24 @@ from starlette.types import Receive, Scope, Send
 
 from appliance.api.errors import response_for
 from appliance.auth.envelopes import EnvelopeGate, encode_inner
-from appliance.auth.pop import PopVerifier, VerifiedPop
 from appliance.cluster.replica import Replica
 from appliance.tee.port import TeeProvider
 from kmscore.envelope import Envelope, TeePublicKey
 from kmscore.errors import Rejected, Unavailable
 from kmscore.pop import answer_text, response_text
+from kmscore.proof import PopVerifier, VerifiedPop
 
-NEXT_NONCE_HEADER = "X-KMS-Next-Nonce"
-ANSWER_SIGNATURE_HEADER = "X-KMS-Answer-Signature"
-APP_SIGNATURE_HEADER = "X-KMS-Response-Signature"
-PEER_SIGNATURE_HEADER = "X-KMS-Peer-Signature"
+# In lower case and as bytes: as ASGI takes them.
+NEXT_NONCE_HEADER = b"x-kms-next-nonce"
+ANSWER_SIGNATURE_HEADER = b"x-kms-answer-signature"
+APP_SIGNATURE_HEADER = b"x-kms-response-signature"
+PEER_SIGNATURE_HEADER = b"x-kms-peer-signature"
 PIECE_BYTES = 1 << 20
 # A refusal is often that the TEE provider does not answer: its caller has waited long enough.
 REFUSAL_SIGNING_DEADLINE_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """An operation that changes nothing, and its inner answer; `data` is as for `encode_inner`."""
 
     inner: dict[str, object]
@@ -52,15 +53,15 @@ class Change:
 class SealedAnswer(Response):
     """A sealed 200 with its signature and the next nonce: `Response` without what it finds out for others."""
 
-    def __init__(self, envelope: Envelope, signature_header: str, signature: str, next_nonce: str) -> None:
+    def __init__(self, envelope: Envelope, signature_header: bytes, signature: str, next_nonce: str) -> None:
         self.status_code = 200
         self.background = None
         self.body = envelope.canonical
         self.raw_headers = [
             (b"content-length", b"%d" % len(envelope.canonical)),
             (b"content-type", b"application/json"),
-            (signature_header.lower().encode(), signature.encode()),
-            (NEXT_NONCE_HEADER.lower().encode(), next_nonce.encode()),
+            (signature_header, signature.encode()),
+            (NEXT_NONCE_HEADER, next_nonce.encode()),
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - an ASGI callable
@@ -94,7 +95,7 @@ class Answerer:
         pop: VerifiedPop,
         key: TeePublicKey,
         label: str | None,
-        signature_header: str,
+        signature_header: bytes,
         extra: dict[str, object] | None = None,
     ) -> Response:
         """Carry the operation out and answer it under 200, sealed to the caller's registered `key`.
@@ -102,23 +103,21 @@ class Answerer:
         `extra` joins the inner answer. Raises `Rejected` from the operation, `Unavailable` from the TEE provider.
         """
 
-        def inner_text(inner: dict[str, object], data: bytes | None = None) -> bytes:
-            return encode_inner({**inner, **(extra or {}), "answer_to": pop.nonce}, data)
-
+        common = {**(extra or {}), "answer_to": pop.nonce}
         signature = await self._tee.sign_message(response_text(pop.signature, self._wallet))
         if isinstance(operation, Reading):
-            envelope = await self._gate.seal(inner_text(operation.inner, operation.data), key, label)
+            envelope = await self._gate.seal(encode_inner(operation.inner | common, operation.data), key, label)
         else:
             async with self._replica.writing():
                 planned = operation.plan()
-                envelope = await self._gate.seal(inner_text(planned), key, label)
+                envelope = await self._gate.seal(encode_inner(planned | common), key, label)
                 done = operation.apply()
             if done != planned:
                 # The records of a delta can exhaust the store together though each would fit: say what came of it.
-                envelope = await self._gate.seal(inner_text(done), key, label)
+                envelope = await self._gate.seal(encode_inner(done | common), key, label)
         return SealedAnswer(envelope, signature_header, signature, self._pop.issue_nonce())
 
-    async def refuse(self, error: Rejected | Unavailable, *, pop: VerifiedPop, signature_header: str) -> Response:
+    async def refuse(self, error: Rejected | Unavailable, *, pop: VerifiedPop, signature_header: bytes) -> Response:
         """The error's answer, signed so that the caller can tell it from a stranger's.
 
         When the TEE provider does not answer either, the refusal goes out unsigned.
@@ -133,7 +132,9 @@ class Answerer:
                 )
         except (Unavailable, TimeoutError):
             return response
-        response.headers[signature_header] = signature
-        response.headers[ANSWER_SIGNATURE_HEADER] = answer_signature
-        response.headers[NEXT_NONCE_HEADER] = self._pop.issue_nonce()
+        response.raw_headers += [
+            (signature_header, signature.encode()),
+            (ANSWER_SIGNATURE_HEADER, answer_signature.encode()),
+            (NEXT_NONCE_HEADER, self._pop.issue_nonce().encode()),
+        ]
         return response

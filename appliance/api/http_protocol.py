@@ -13,7 +13,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from appliance.api.bodies import BODY_HAS_COME
+from appliance.api.bodies import WHOLE_BODY
 from appliance.api.limits import IngressNetworks, client_key, is_ingress
 from appliance.proxy_protocol import parse_proxy_header
 from kmscore.errors import Rejected
@@ -67,6 +67,8 @@ def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNet
             super().__init__(*args, **kwargs)
             self._in_head = True
             self._head_bytes = 0
+            self._reads = 0
+            self._head_ended_in_read = 0
             self._timer: TimerHandle | None = None
             self._proxy_header: bytes | None = b"" if proxy_v2 else None
 
@@ -90,6 +92,7 @@ def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNet
                 data = self._after_proxy_header(self._proxy_header + data)
                 if not data:
                     return
+            self._reads += 1
             if self._in_head:
                 self._head_bytes += len(data)
             super().data_received(data)
@@ -102,6 +105,7 @@ def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNet
 
         def on_headers_complete(self) -> None:
             self._in_head = False
+            self._head_ended_in_read = self._reads
             self._stop_timer()
             super().on_headers_complete()
 
@@ -109,7 +113,9 @@ def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNet
             super().on_message_complete()
             self._in_head = True
             self._head_bytes = 0
-            self.scope[BODY_HAS_COME] = True  # type: ignore[literal-required]
+            if self._head_ended_in_read == self._reads:  # so nobody can have begun to read it
+                self.scope[WHOLE_BODY] = bytes(self.cycle.body)  # type: ignore[literal-required]
+                self.cycle.body = bytearray()
             if self.cycle.response_complete:
                 # The keep-alive timer that the answer started is gone: every byte of the body's rest unset it.
                 self._stop_timer()

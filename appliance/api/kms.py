@@ -3,19 +3,19 @@ after the admission rate → body → nonce → sender key → decrypt → opera
 """
 
 import base64
+from binascii import b2a_base64
 from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.api.bodies import BodyBudget, check_body_headers, discard_body, read_body
+from appliance.api.bodies import BodyBudget, BodyShare, check_body_headers, discard_body, read_body
 from appliance.api.exchange import APP_SIGNATURE_HEADER, Answerer, Change, Reading
 from appliance.api.limits import RateLimiter
 from appliance.auth.apps import AppAuthorizer
 from appliance.auth.eligibility import AuthorizedInstance
 from appliance.auth.envelopes import EnvelopeGate
-from appliance.auth.pop import APP_HEADERS, PopVerifier, VerifiedPop, parse_pop_headers
 from appliance.clock import Clock
 from appliance.cluster.keys import ClusterKeys
 from appliance.cluster.replica import Replica
@@ -23,6 +23,7 @@ from appliance.cluster.state import Availability
 from kmscore.envelope import parse_envelope
 from kmscore.errors import Reason, Rejected, Unavailable
 from kmscore.pop import PopKind
+from kmscore.proof import PopVerifier, VerifiedPop, parse_pop_headers
 
 MIN_DERIVED_BYTES, MAX_DERIVED_BYTES, DEFAULT_DERIVED_BYTES = 1, 1024, 32
 
@@ -64,24 +65,24 @@ class KmsApi:
 
     # --- endpoints ---
 
-    async def derive(self, request: Request) -> Response:
-        return await self._serve_body(request, self._derive)
+    def derive(self, request: Request) -> Awaitable[Response]:
+        return self._serve_body(request, self._derive)
 
-    async def put(self, request: Request) -> Response:
-        return await self._serve_body(request, self._put)
+    def put(self, request: Request) -> Awaitable[Response]:
+        return self._serve_body(request, self._put)
 
-    async def delete(self, request: Request) -> Response:
-        return await self._serve_body(request, self._delete)
+    def delete(self, request: Request) -> Awaitable[Response]:
+        return self._serve_body(request, self._delete)
 
-    async def get_by_path(self, request: Request) -> Response:
-        return await self._serve(request, lambda caller, _: self._get(caller, keys_of_path(request.scope["raw_path"])))
+    def get_by_path(self, request: Request) -> Awaitable[Response]:
+        return self._serve(request, lambda caller, _: self._get(caller, keys_of_path(request.scope["raw_path"])))
 
-    async def get_by_query(self, request: Request) -> Response:
+    def get_by_query(self, request: Request) -> Awaitable[Response]:
         def get_or_list(caller: AuthorizedInstance, _inner: Inner) -> Reading:
             key = key_of_query(request.scope["query_string"])
             return self._list(caller) if key is None else self._get(caller, [key])
 
-        return await self._serve(request, get_or_list)
+        return self._serve(request, get_or_list)
 
     # --- the order of checks ---
 
@@ -95,8 +96,8 @@ class KmsApi:
             raise
         try:
             self._wallet_limiter.take(pop.wallet)
-            with self._budget.share_of(pop.wallet) as share:
-                body = await read_body(request, self._max_body_bytes, share)
+            with BodyShare(self._budget, pop.wallet) as share:
+                body = await read_body(request, self._max_body_bytes, share.take)
                 self._use_up(request, pop)
                 opened = await self._gate.open_request(parse_envelope(body), caller.tee_pubkey, pop.nonce)
             return await self._answer(operation(caller, opened.inner), pop, caller, opened.label)
@@ -115,7 +116,7 @@ class KmsApi:
 
     async def _admit(self, request: Request) -> tuple[VerifiedPop, AuthorizedInstance]:
         """Headers and their syntax → timestamp → nonce → signer → hint → registry → nonce unused. Changes nothing."""
-        pop = self._pop.verify(PopKind.APP, parse_pop_headers(request.scope["headers"], APP_HEADERS))
+        pop = self._pop.verify(PopKind.APP, parse_pop_headers(PopKind.APP, request.scope["headers"]))
         caller = await self._authorizer.authorize(pop.wallet)
         self._pop.require_unused(pop)
         return pop, caller
@@ -145,7 +146,7 @@ class KmsApi:
         if not MIN_DERIVED_BYTES <= length <= MAX_DERIVED_BYTES:
             raise bad_field("length must be from 1 to 1024")
         key = self._keys.derive(caller.app_id, path, context, length)
-        return Reading({"app_id": caller.app_id, "path": path, "key": base64.b64encode(key).decode(), "length": length})
+        return Reading({"app_id": caller.app_id, "path": path, "key": base64_text(key), "length": length})
 
     def _put(self, caller: AuthorizedInstance, inner: Inner) -> Change:
         key = text_member(inner, "key")
@@ -192,8 +193,14 @@ class KmsApi:
             found = self._replica.get(caller.app_id, key)
             if found is not None:
                 value, updated_at_ms = found
-                text = base64.b64encode(value).decode()
-                return Reading({"app_id": caller.app_id, "key": key, "value": text, "updated_at_ms": updated_at_ms})
+                return Reading(
+                    {
+                        "app_id": caller.app_id,
+                        "key": key,
+                        "value": base64_text(value),
+                        "updated_at_ms": updated_at_ms,
+                    }
+                )
         raise Rejected(Reason.NOT_FOUND, "no such key")
 
     def _list(self, caller: AuthorizedInstance) -> Reading:
@@ -235,9 +242,14 @@ def base64_member(inner: Inner, name: str) -> bytes:
     except ValueError as error:  # binascii.Error is one, and so is what characters outside ASCII raise
         raise bad_field(f"{name} is not standard base64 with padding") from error
     # The decoder takes excess padding and stray bits at the end.
-    if base64.b64encode(value).decode() != text:
+    if base64_text(value) != text:
         raise bad_field(f"{name} is not standard base64 with padding")
     return value
+
+
+def base64_text(value: bytes) -> str:
+    """Standard base64 with padding."""
+    return b2a_base64(value, newline=False).decode()
 
 
 def keys_of_path(raw_path: bytes) -> list[str]:

@@ -4,7 +4,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from appliance.api.errors import json_response
-from appliance.auth.pop import PopVerifier
 from appliance.chain.types import InstanceStatus
 from appliance.clock import Clock
 from appliance.cluster.keys import ClusterKeys
@@ -13,6 +12,7 @@ from appliance.cluster.push import Pusher
 from appliance.cluster.replica import Replica
 from appliance.cluster.state import Availability
 from appliance.tee.port import TeeIdentity
+from kmscore.proof import PopVerifier
 
 SERVICE_NAME = "Nova KMS"
 

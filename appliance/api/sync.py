@@ -8,11 +8,10 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.api.bodies import BodyBudget, check_body_headers, discard_body, read_body
+from appliance.api.bodies import BodyBudget, BodyShare, check_body_headers, discard_body, read_body
 from appliance.api.exchange import PEER_SIGNATURE_HEADER, Answerer, Change, Reading
 from appliance.api.limits import RateLimiter
 from appliance.auth.envelopes import EnvelopeGate
-from appliance.auth.pop import PEER_HEADERS, PopVerifier, VerifiedPop, parse_pop_headers
 from appliance.cluster.digests import DigestServer
 from appliance.cluster.handover import SecretServer
 from appliance.cluster.keys import ClusterKeys
@@ -34,6 +33,7 @@ from kmscore.envelope import parse_envelope
 from kmscore.errors import Reason, Rejected, Unavailable
 from kmscore.mac import MacVerdict, check_mac
 from kmscore.pop import PopKind, parse_wallet
+from kmscore.proof import PopVerifier, VerifiedPop, parse_pop_headers
 
 logger = logging.getLogger(__name__)
 
@@ -99,16 +99,16 @@ class SyncApi:
             await discard_body(request, self._max_body_bytes)
             raise
         try:
-            with self._budget.share_of(pop.wallet) as share:
+            with BodyShare(self._budget, pop.wallet) as share:
                 response = await self._answer(request, pop, peer, share)
         except (Rejected, Unavailable) as error:
             return await self._answerer.refuse(error, pop=pop, signature_header=PEER_SIGNATURE_HEADER)
         self._pusher.note_contact()
         return response
 
-    async def _answer(self, request: Request, pop: VerifiedPop, peer: Peer, share: Callable[[int], None]) -> Response:
+    async def _answer(self, request: Request, pop: VerifiedPop, peer: Peer, share: BodyShare) -> Response:
         self._wallet_limiter.take(pop.wallet)
-        body = await read_body(request, self._max_body_bytes, share)
+        body = await read_body(request, self._max_body_bytes, share.take)
         self._pop.consume(pop)
         self._give_back(request)
         envelope = parse_envelope(body)
@@ -136,7 +136,7 @@ class SyncApi:
 
         Changes nothing.
         """
-        pop = self._pop.verify(PopKind.PEER, parse_pop_headers(request.scope["headers"], PEER_HEADERS))
+        pop = self._pop.verify(PopKind.PEER, parse_pop_headers(PopKind.PEER, request.scope["headers"]))
         if pop.wallet == self._own_wallet:
             raise Rejected(Reason.NOT_AUTHORIZED, "a node is not its own peer")
         peer = self._peers.verify_kms_peer(pop.wallet)

@@ -4,7 +4,7 @@ import logging
 from collections import OrderedDict
 
 from appliance.auth.eligibility import AuthorizedInstance, authorize_app
-from appliance.chain.types import App, ChainError, Instance, RegistryReads, Version
+from appliance.chain.types import App, ChainError, Instance, RememberingReads, Version
 from appliance.log import short
 from kmscore.errors import Reason, Rejected
 
@@ -19,7 +19,7 @@ Facts = tuple[Instance | None, App | None, Version | None]
 class AppAuthorizer:
     """Reads the registry (through the cache, in a node) and lets `eligibility` decide."""
 
-    def __init__(self, registry: RegistryReads, *, kms_app_id: int) -> None:
+    def __init__(self, registry: RememberingReads, *, kms_app_id: int) -> None:
         self._registry = registry
         self._kms_app_id = kms_app_id
         self._decisions: OrderedDict[str, tuple[Facts, AuthorizedInstance]] = OrderedDict()
@@ -31,17 +31,19 @@ class AppAuthorizer:
         too many unknown wallets ask at once.
         """
         try:
-            instance = await self._registry.get_instance_by_wallet(wallet)
-            app = version = None
-            if instance is not None:
-                app, version = await self._registry.get_app_and_version(instance.app_id, instance.version_id)
-            return self._decide(wallet, (instance, app, version))
+            return self._decide(wallet, self._registry.remembered_facts(wallet) or await self._read(wallet))
         except ChainError as error:
             logger.warning("app refused: registry unreadable", extra={"wallet": short(wallet), "reason": str(error)})
             raise Rejected(Reason.NOT_AUTHORIZED, "the registry cannot be read") from error
         except Rejected as error:
             logger.info("app refused", extra={"wallet": short(wallet), "reason": str(error)})
             raise
+
+    async def _read(self, wallet: str) -> Facts:
+        instance = await self._registry.get_instance_by_wallet(wallet)
+        if instance is None:
+            return None, None, None
+        return instance, *await self._registry.get_app_and_version(instance.app_id, instance.version_id)
 
     def _decide(self, wallet: str, facts: Facts) -> AuthorizedInstance:
         """`authorize_app`, whose answer holds for as long as the registry cache hands out the very same objects.

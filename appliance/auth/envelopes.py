@@ -4,17 +4,14 @@ Refuses plaintext, keys that the chain does not list for the caller, replays and
 provider does the cryptography.
 """
 
-import json
 from collections import OrderedDict
 from typing import NamedTuple
 
 from appliance.tee.port import TeeProvider
 from kmscore.envelope import Envelope, TeePublicKey, parse_tee_pubkey_der
 from kmscore.errors import Reason, Rejected
-from kmscore.json import parse_json_object
+from kmscore.json import compact_json, parse_json_object
 from kmscore.nonce import EnvelopeNonces
-
-_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 # Members that only answers have: a request that carries one is an answer of ours handed back (protocol §3).
 ANSWER_ONLY_MEMBERS = frozenset({"app_id", "answer_to"})
@@ -112,7 +109,7 @@ def encode_inner(inner: dict[str, object], data: bytes | None = None) -> bytes:
     """The one encoder of inner objects: compact UTF-8 JSON. `data` is what their member of that name is, encoded
     already: for what takes so long to encode that it is done in parts.
     """
-    text = _ENCODER.encode(inner).encode()
+    text = compact_json(inner)
     if data is None:
         return text
     return b'{"data":%b}' % data if text == b"{}" else b'{"data":%b,%b' % (data, text[1:])

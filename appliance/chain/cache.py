@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import anyio
 
-from appliance.chain.types import App, ChainError, Instance, RegistryReads, Version
+from appliance.chain.types import App, AppFacts, ChainError, Instance, RegistryReads, Version
 from appliance.clock import Clock
 from kmscore.errors import Reason, Rejected
 
@@ -40,8 +40,7 @@ class _Entry(Generic[V]):
 class _Bounded(Generic[K, V]):
     """Values that expire; when full, the one unused for longest makes room."""
 
-    def __init__(self, clock: Clock, ttl_ms: int, max_entries: int) -> None:
-        self._clock = clock
+    def __init__(self, ttl_ms: int, max_entries: int) -> None:
         self._ttl_ms = ttl_ms
         self._max_entries = max_entries
         self._entries: OrderedDict[K, _Entry[V]] = OrderedDict()
@@ -50,9 +49,9 @@ class _Bounded(Generic[K, V]):
         """Whether the key is remembered at all, expired or not."""
         return key in self._entries
 
-    def get(self, key: K) -> V | None:
+    def get(self, key: K, now_ms: int) -> V | None:
         entry = self._entries.get(key)
-        if entry is None or self._clock.monotonic_ms() >= entry.expires_ms:
+        if entry is None or now_ms >= entry.expires_ms:
             return None
         self._entries.move_to_end(key)
         return entry.value
@@ -133,9 +132,11 @@ class _ReadThrough(Generic[K, V]):
 
     def __init__(self, clock: Clock, ttl_ms: int, not_found_ttl_ms: int) -> None:
         self._clock = clock
-        self._found: _Bounded[K, V] = _Bounded(clock, ttl_ms, MAX_FOUND)
-        self._not_found: _Bounded[K, bool] = _Bounded(clock, not_found_ttl_ms, MAX_NOT_FOUND)
+        self._found: _Bounded[K, V] = _Bounded(ttl_ms, MAX_FOUND)
+        self._not_found: _Bounded[K, bool] = _Bounded(not_found_ttl_ms, MAX_NOT_FOUND)
         self._flights: _SingleFlight[K, V | None] = _SingleFlight()
+        # What was found and is still believed, by key and the time now.
+        self.found = self._found.get
 
     def was_found(self, key: K) -> bool:
         """Whether the key has been found before, however long ago, and is still remembered."""
@@ -147,10 +148,11 @@ class _ReadThrough(Generic[K, V]):
 
     def peek(self, key: K) -> tuple[V | None] | None:
         """What is remembered, in a tuple since not found is an answer; None if nothing valid is."""
-        value = self._found.get(key)
+        now_ms = self._clock.monotonic_ms()
+        value = self.found(key, now_ms)
         if value is not None:
             return (value,)
-        return (None,) if self._not_found.get(key) else None
+        return (None,) if self._not_found.get(key, now_ms) else None
 
     def remember(self, key: K, value: V | None, read_ms: int) -> None:
         """Takes over what a read that began at `read_ms` answered."""
@@ -213,6 +215,16 @@ class CachedNovaRegistry:
         if unpaid and not self._budget.take():
             raise Rejected(Reason.RATE, "too many unknown wallets are asking; try again later")
         return await self._instances.get(wallet, lambda: self._registry.get_instance_by_wallet(wallet))
+
+    def remembered_facts(self, wallet: str) -> AppFacts | None:
+        """The wallet's instance with its app and version, when all three were found and are still believed."""
+        now_ms = self._clock.monotonic_ms()
+        instance = self._instances.found(wallet, now_ms)
+        if instance is None:
+            return None
+        app = self._apps.found(instance.app_id, now_ms)
+        version = self._versions.found((instance.app_id, instance.version_id), now_ms)
+        return None if app is None or version is None else (instance, app, version)
 
     async def get_app(self, app_id: int) -> App | None:
         """The app with this id. Raises ChainError."""

@@ -131,6 +131,16 @@ class RegistryReads(Protocol):
         """Both in one round trip."""
 
 
+AppFacts = tuple[Instance, App, Version]
+
+
+class RememberingReads(RegistryReads, Protocol):
+    """Reads that may be answered from memory at once."""
+
+    def remembered_facts(self, wallet: str) -> AppFacts | None:
+        """What is known of a wallet's instance without asking anybody; None when something has to be read."""
+
+
 class MembershipReads(Protocol):
     """What a refresh of the peer cache needs to know."""
 

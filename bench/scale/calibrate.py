@@ -28,7 +28,6 @@ from appliance.api.limits import RateLimiter
 from appliance.api.sync import SyncApi
 from appliance.auth.eligibility import authorize_peer
 from appliance.auth.envelopes import EnvelopeGate, LabelMemory
-from appliance.auth.pop import PopVerifier
 from appliance.chain.abi import decode_instance
 from appliance.chain.types import App, Instance, MemberFacts, Version
 from appliance.clock import SystemClock
@@ -52,6 +51,7 @@ from kmscore.json import MAX_ITEMS
 from kmscore.kdf import master_secret_hash
 from kmscore.nonce import EnvelopeNonces, NonceIssuer, UsedNonces
 from kmscore.pop import WalletKey
+from kmscore.proof import PopVerifier
 from kmscore.secret import SecretBytes
 from kmscore.store import Store, StoreLimits
 

@@ -28,6 +28,9 @@ class FakeRegistry:
 
     # --- what RegistryPort asks ---
 
+    def remembered_facts(self, _wallet: str) -> None:
+        """Nothing is remembered: every read is one of the registry."""
+
     async def get_instance_by_wallet(self, wallet: str) -> Instance | None:
         await self._read("get_instance_by_wallet", wallet)
         return self._by_wallet(wallet)

@@ -7,7 +7,7 @@ import pytest
 from starlette.requests import Request
 
 from appliance.api import bodies
-from appliance.api.bodies import BodyBudget, check_body_headers, discard_body, read_body
+from appliance.api.bodies import BodyBudget, BodyShare, check_body_headers, discard_body, read_body
 from kmscore.errors import Reason, Rejected, Unavailable
 
 LIMIT = 100
@@ -96,16 +96,25 @@ class TestReading:
             await read_body(request(messages=messages), LIMIT, nothing)
         assert error.value.reason is Reason.MALFORMED
 
-    async def test_a_body_that_has_come_is_read_under_the_same_limit(self) -> None:
-        for parts, outcome in (([b"a" * 60, b"b" * 40], None), ([b"a" * 60, b"b" * 41], Reason.TOO_LARGE)):
-            come = request(messages=chunks(*parts))
-            come.scope[bodies.BODY_HAS_COME] = True
-            if outcome is None:
-                assert await read_body(come, LIMIT, nothing) == b"".join(parts)
-                continue
+    async def test_a_body_that_came_whole_is_read_once_and_under_the_same_limit(self) -> None:
+        come = request()
+        come.scope[bodies.WHOLE_BODY] = b"a" * LIMIT
+        assert await read_body(come, LIMIT, nothing) == b"a" * LIMIT
+        assert bodies.WHOLE_BODY not in come.scope
+        for reading in (lambda: read_body(come, LIMIT, nothing), lambda: discard_body(come, LIMIT)):
+            come.scope[bodies.WHOLE_BODY] = b"a" * (LIMIT + 1)
             with pytest.raises(Rejected) as error:
-                await read_body(come, LIMIT, nothing)
-            assert error.value.reason is outcome
+                await reading()
+            assert error.value.reason is Reason.TOO_LARGE
+        come.scope[bodies.WHOLE_BODY] = b"a" * LIMIT
+        await discard_body(come, LIMIT)
+        assert bodies.WHOLE_BODY not in come.scope
+
+    async def test_a_body_that_came_whole_counts_into_its_share(self) -> None:
+        come = request()
+        come.scope[bodies.WHOLE_BODY] = b"a" * 50
+        with BodyShare(BodyBudget(100, 49), "a") as share, pytest.raises(Unavailable):
+            await read_body(come, LIMIT, share.take)
 
     async def test_a_body_that_does_not_come_is_waited_for_only_so_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(bodies, "BODY_DEADLINE_S", 0.01)
@@ -118,34 +127,34 @@ class TestReading:
 class TestBudget:
     def test_a_wallet_has_its_part(self) -> None:
         budget = BodyBudget(100, 60)
-        with budget.share_of("a") as take:
-            take(60)
+        with BodyShare(budget, "a") as share:
+            share.take(60)
             with pytest.raises(Unavailable):
-                take(1)
-            with budget.share_of("a") as another, pytest.raises(Unavailable):
-                another(1)
-            with budget.share_of("b") as other:
-                other(40)
+                share.take(1)
+            with BodyShare(budget, "a") as another, pytest.raises(Unavailable):
+                another.take(1)
+            with BodyShare(budget, "b") as other:
+                other.take(40)
                 with pytest.raises(Unavailable):
-                    other(1)
+                    other.take(1)
 
     def test_everything_is_given_back_however_it_ends(self) -> None:
         budget = BodyBudget(100, 100)
 
         def fail_with_a_full_share() -> None:
-            with budget.share_of("a") as take:
-                take(100)
+            with BodyShare(budget, "a") as share:
+                share.take(100)
                 raise KeyError
 
         for _ in range(3):
             with pytest.raises(KeyError):
                 fail_with_a_full_share()
-        with budget.share_of("b") as take:
-            take(100)
+        with BodyShare(budget, "b") as share:
+            share.take(100)
 
     def test_a_share_that_was_refused_takes_nothing(self) -> None:
         budget = BodyBudget(100, 100)
-        with budget.share_of("a") as take:
+        with BodyShare(budget, "a") as share:
             with pytest.raises(Unavailable):
-                take(101)
-            take(100)
+                share.take(101)
+            share.take(100)

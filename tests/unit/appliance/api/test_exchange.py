@@ -18,11 +18,11 @@ from appliance.api.exchange import (
     Reading,
 )
 from appliance.auth.envelopes import EnvelopeGate, LabelMemory
-from appliance.auth.pop import PopVerifier, VerifiedPop
 from appliance.tee.software.provider import SoftwareTee
 from kmscore.envelope import LABELS, Envelope, TeePublicKey, parse_tee_pubkey
 from kmscore.errors import Reason, Rejected, Unavailable
 from kmscore.nonce import EnvelopeNonces, NonceIssuer, UsedNonces
+from kmscore.proof import PopVerifier, VerifiedPop
 from kmscore.secret import SecretBytes
 from tests.support import wire
 from tests.support.fake_node import FakeClock
@@ -115,9 +115,9 @@ class Bench:
         return json.loads(wire.open_envelope(self.caller, json.loads(response.body))[0])
 
     def assert_signed(self, response: Response) -> None:
-        signature = response.headers[APP_SIGNATURE_HEADER]
+        signature = response.headers[APP_SIGNATURE_HEADER.decode()]
         assert wire.recover_signer(wire.response_text(POP.signature, self.wallet), signature) == self.wallet
-        assert response.headers[NEXT_NONCE_HEADER]
+        assert response.headers[NEXT_NONCE_HEADER.decode()]
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ async def test_a_refusal_is_signed_over_its_status_and_body(bench: Bench, error:
     response = await bench.refuse(error)
     digest = hashlib.sha256(response.body).hexdigest()
     text = f"NovaKMS:Answer:{POP.signature}:{response.status_code}:{digest}:{bench.wallet}"
-    assert wire.recover_signer(text, response.headers[ANSWER_SIGNATURE_HEADER]) == bench.wallet
+    assert wire.recover_signer(text, response.headers[ANSWER_SIGNATURE_HEADER.decode()]) == bench.wallet
     bench.assert_signed(response)
 
 
@@ -201,5 +201,5 @@ async def test_a_refusal_goes_out_unsigned_when_nobody_can_sign(bench: Bench) ->
     bench.tee.fails = {"sign_message"}
     response = await bench.refuse(Rejected(Reason.NOT_FOUND, "no such key"))
     assert response.status_code == 404
-    assert ANSWER_SIGNATURE_HEADER not in response.headers
-    assert APP_SIGNATURE_HEADER not in response.headers
+    assert ANSWER_SIGNATURE_HEADER.decode() not in response.headers
+    assert APP_SIGNATURE_HEADER.decode() not in response.headers

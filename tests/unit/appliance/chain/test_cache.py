@@ -194,6 +194,22 @@ async def test_versions_of_different_apps_are_kept_apart(cached: CachedNovaRegis
     assert await cached.get_version(8, 1) is None
 
 
+async def test_the_facts_of_a_wallet_are_remembered_together_and_for_as_long_as_each_of_them(
+    cached: CachedNovaRegistry, registry: FakeRegistry, clock: ManualClock
+) -> None:
+    assert cached.remembered_facts(wallet(1)) is None
+    instance = await cached.get_instance_by_wallet(wallet(1))
+    assert instance is not None
+    assert cached.remembered_facts(wallet(1)) is None
+    clock.ms += TTL_MS - 1
+    app, version = await cached.get_app_and_version(instance.app_id, instance.version_id)
+    assert cached.remembered_facts(wallet(1)) == (instance, app, version)
+    clock.ms += 1
+    assert cached.remembered_facts(wallet(1)) is None
+    await cached.get_instance_by_wallet(wallet(1))
+    assert cached.remembered_facts(wallet(1)) == (instance, app, version)
+
+
 # --- single flight ---
 
 

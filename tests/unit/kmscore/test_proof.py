@@ -6,19 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.auth.pop import (
-    APP_HEADERS,
-    HEADERS_OF_KIND,
+from kmscore.errors import InvariantBroken, Reason, Rejected
+from kmscore.nonce import NonceIssuer, UsedNonces
+from kmscore.pop import PopKind
+from kmscore.proof import (
     MAX_NONCE_CHARS,
     MAX_SIGNATURE_CHARS,
-    PEER_HEADERS,
     PopVerifier,
     UnverifiedPop,
     parse_pop_headers,
 )
-from kmscore.errors import Reason, Rejected
-from kmscore.nonce import NonceIssuer, UsedNonces
-from kmscore.pop import PopKind
 from kmscore.secret import SecretBytes
 from tests.support import wire
 from tests.support.fake_node import FakeClock
@@ -62,30 +59,31 @@ REFUSED_HEADERS: dict[str, tuple[Headers, Reason]] = {
 
 class TestHeaders:
     def test_they_are_read_as_they_were_sent(self) -> None:
-        pop = parse_pop_headers(headers(), APP_HEADERS)
-        assert pop == UnverifiedPop("0x" + "12" * 65, "nonce", 1_700_000_000, None)
+        pop = parse_pop_headers(PopKind.APP, headers())
+        claimed = (pop.signature, pop.nonce, pop.timestamp_s, pop.wallet_hint)
+        assert claimed == ("0x" + "12" * 65, "nonce", 1_700_000_000, None)
 
     def test_names_are_read_in_any_case(self) -> None:
         shouted = [(name.upper(), value) for name, value in headers("x-kms-")]
-        assert parse_pop_headers(shouted, PEER_HEADERS).nonce == "nonce"
+        assert parse_pop_headers(PopKind.PEER, shouted).nonce == "nonce"
 
     def test_the_other_kind_s_headers_are_nothing(self) -> None:
         both = [*headers(), *headers("x-kms-", nonce=b"other")]
-        assert parse_pop_headers(both, APP_HEADERS).nonce == "nonce"
-        assert parse_pop_headers(both, PEER_HEADERS).nonce == "other"
+        assert parse_pop_headers(PopKind.APP, both).nonce == "nonce"
+        assert parse_pop_headers(PopKind.PEER, both).nonce == "other"
 
     def test_a_wallet_is_made_canonical(self) -> None:
         hint = wire.checksum_wallet(RECEIVER)[2:].encode()
-        assert parse_pop_headers(headers(wallet=hint), APP_HEADERS).wallet_hint == RECEIVER
+        assert parse_pop_headers(PopKind.APP, headers(wallet=hint)).wallet_hint == RECEIVER
 
     def test_the_longest_texts_are_taken(self) -> None:
         longest = headers(nonce=b"a" * MAX_NONCE_CHARS, signature=b"a" * MAX_SIGNATURE_CHARS, timestamp=b"9" * 12)
-        assert parse_pop_headers(longest, APP_HEADERS).timestamp_s == 10**12 - 1
+        assert parse_pop_headers(PopKind.APP, longest).timestamp_s == 10**12 - 1
 
     @pytest.mark.parametrize(("sent", "reason"), REFUSED_HEADERS.values(), ids=REFUSED_HEADERS)
     def test_what_is_refused(self, sent: Headers, reason: Reason) -> None:
         with pytest.raises(Rejected) as refusal:
-            parse_pop_headers(sent, APP_HEADERS)
+            parse_pop_headers(PopKind.APP, sent)
         assert refusal.value.reason is reason
         for _, value in sent:
             assert len(value) < 8 or value.decode("latin-1") not in str(refusal.value)
@@ -101,13 +99,23 @@ class TestHeaders:
     )
     def test_no_header_is_a_bug(self, sent: Headers) -> None:
         try:
-            pop = parse_pop_headers(sent, APP_HEADERS)
+            pop = parse_pop_headers(PopKind.APP, sent)
         except Rejected:
             return
         assert pop.nonce.isascii()
 
-    def test_every_kind_has_its_headers(self) -> None:
-        assert set(HEADERS_OF_KIND) == set(PopKind)
+    def test_names_that_only_begin_alike_are_nothing(self) -> None:
+        near = ("signatures", "nonces", "timestamp-", "walle", "wallet2", "noncf", "", "x")
+        others = [(f"x-app-{name}".encode(), b"other") for name in near] + [(b"x-app", b""), (b"", b"")]
+        assert parse_pop_headers(PopKind.APP, [*others, *headers()]).nonce == "nonce"
+
+    def test_only_white_space_around_a_value_is_no_part_of_it(self) -> None:
+        assert parse_pop_headers(PopKind.APP, headers(nonce=b" \t a b\t ")).nonce == "a b"
+        assert parse_pop_headers(PopKind.APP, headers(nonce=b"\x0bnonce")).nonce == "\x0bnonce"
+
+    def test_a_kind_is_a_kind(self) -> None:
+        with pytest.raises(InvariantBroken):
+            parse_pop_headers("AppAuth", headers())  # type: ignore[arg-type]
 
 
 class Bench:
