@@ -25,6 +25,7 @@ EXTENSIONS = {
     "_nonce": ["libcrypto"],
     "_pop": ["libsecp256k1", "libcrypto"],
     "_record": [],
+    "_replay": [],
     "_secret": ["libcrypto"],
     "_store": [],
 }
