@@ -21,6 +21,7 @@ EXTENSIONS = {
     "_blake3": [],
     "_json": [],
     "_keccak": [],
+    "_limits": [],
     "_mac": ["libcrypto"],
     "_nonce": ["libcrypto"],
     "_pop": ["libsecp256k1", "libcrypto"],
