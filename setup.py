@@ -19,6 +19,7 @@ NATIVE_LIBRARIES = {
 EXTENSIONS = {
     "_aead": ["libcrypto"],
     "_blake3": [],
+    "_clock": [],
     "_json": [],
     "_keccak": [],
     "_limits": [],
