@@ -19,14 +19,17 @@ NATIVE_LIBRARIES = {
 EXTENSIONS = {
     "_aead": ["libcrypto"],
     "_blake3": [],
+    "_clock": [],
     "_envelope": ["libcrypto"],
     "_json": [],
     "_keccak": [],
+    "_limits": [],
     "_mac": ["libcrypto"],
     "_nonce": ["libcrypto"],
     "_pop": ["libsecp256k1", "libcrypto"],
     "_proof": [],
     "_record": [],
+    "_replay": [],
     "_secret": ["libcrypto"],
     "_store": [],
 }

@@ -1,7 +1,10 @@
 """The two clocks a node uses, behind one port so that tests own time."""
 
-import time
 from typing import Protocol
+
+from kmscore.clock import SystemClock
+
+__all__ = ["Clock", "SystemClock"]
 
 
 class Clock(Protocol):
@@ -14,13 +17,3 @@ class Clock(Protocol):
     def monotonic_ms(self) -> int:
         """Milliseconds since an arbitrary start, never going backwards."""
         ...
-
-
-class SystemClock:
-    """The machine's clocks."""
-
-    def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000
-
-    def monotonic_ms(self) -> int:
-        return time.monotonic_ns() // 1_000_000

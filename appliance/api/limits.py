@@ -1,54 +1,14 @@
 """Rate limits: by client address before authentication, by wallet after (protocol §7)."""
 
 import ipaddress
-from collections import OrderedDict
 from collections.abc import Sequence
 
-from appliance.clock import Clock
-from kmscore.errors import Reason, Rejected
+from kmscore.limits import RateLimiter
+
+__all__ = ["MAX_FORWARDED_CHARS", "IngressNetworks", "RateLimiter", "client_key", "is_ingress"]
 
 IngressNetworks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
-MAX_TRACKED = 65_536
 MAX_FORWARDED_CHARS = 1024
-
-
-class RateLimiter:
-    """Token buckets of one minute's capacity; `per_minute` 0 turns the limit off.
-
-    Bounded: beyond `MAX_TRACKED` keys the one longest unused is forgotten, which can only be generous to it.
-    """
-
-    def __init__(self, per_minute: int, clock: Clock) -> None:
-        self._capacity = float(per_minute)
-        self._per_ms = per_minute / 60_000
-        self._clock = clock
-        self._buckets: OrderedDict[str, tuple[float, int]] = OrderedDict()
-
-    def take(self, key: str) -> None:
-        """Use one request of `key`. Raises `Rejected(RATE)` when there is none left."""
-        if not self._capacity:
-            return
-        now_ms = self._clock.monotonic_ms()
-        tokens = self._tokens(key, now_ms)
-        if tokens < 1:
-            raise Rejected(Reason.RATE, "too many requests")
-        self._put(key, tokens - 1, now_ms)
-
-    def give_back(self, key: str) -> None:
-        """Return one request: it turned out to be authenticated, and its wallet is limited instead."""
-        if self._capacity and key in self._buckets:
-            now_ms = self._clock.monotonic_ms()
-            self._put(key, min(self._capacity, self._tokens(key, now_ms) + 1), now_ms)
-
-    def _tokens(self, key: str, now_ms: int) -> float:
-        tokens, at_ms = self._buckets.get(key, (self._capacity, 0))
-        return min(self._capacity, tokens + (now_ms - at_ms) * self._per_ms)
-
-    def _put(self, key: str, tokens: float, now_ms: int) -> None:
-        self._buckets[key] = (tokens, now_ms)
-        self._buckets.move_to_end(key)
-        if len(self._buckets) > MAX_TRACKED:
-            self._buckets.popitem(last=False)
 
 
 def client_key(client_host: str | None, forwarded_for: str, trusted: IngressNetworks) -> str:

@@ -21,13 +21,16 @@ KECCAK_USED_UP_TO: Final = 1024
 EXTENSIONS: Final[dict[str, tuple[tuple[str, ...], Callable[[Measurement], bool]]]] = {
     "_aead": (("key derivation", "value encrypted at rest", "value decrypted at rest"), lambda _: True),
     "_blake3": (("digests of 500 changed records, each",), lambda _: True),
+    "_clock": (("monotonic time in milliseconds",), lambda _: True),
     "_json": (("strict JSON of a delta, parsed", "canonical JSON of a delta"), lambda _: True),
     "_keccak": (("Keccak-256",), lambda m: int(m.parameters["data_bytes"]) <= KECCAK_USED_UP_TO),
+    "_limits": (("request counted and given back",), lambda _: True),
     "_mac": ((READ, WRITTEN), lambda _: True),
     "_nonce": (("PoP nonce issued", "PoP nonce checked"), lambda _: True),
     "_pop": ((POP, SIGNATURE), lambda _: True),
     # Making JSON values alone is slower than the twin's, which keeps the dict it was given: see the figures.
     "_record": (("records out of parsed JSON, each",), lambda _: True),
+    "_replay": (("PoP nonce looked up and used", "envelope nonce looked up and remembered"), lambda _: True),
     "_store": ((MERGE,), lambda _: True),
 }
 

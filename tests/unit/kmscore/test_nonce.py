@@ -1,7 +1,13 @@
 """Single use: PoP nonces that authenticate themselves, those that were used, and envelope nonces."""
 
 import base64
+import copy
+import gc
 import itertools
+import pickle
+import subprocess
+import sys
+import textwrap
 import tracemalloc
 from collections import deque
 
@@ -127,7 +133,9 @@ def test_issuing_with_randomness_of_another_length_is_a_bug(size):
 # --- nonces that were used ---
 
 
-def consume(used: UsedNonces, text: str, expires_ms: int, now_ms: int, owner: str = "a") -> Reason | None:
+def consume(
+    used: UsedNonces | twin.UsedNonces, text: str, expires_ms: int, now_ms: int, owner: str = "a"
+) -> Reason | None:
     try:
         used.consume(text, expires_ms, now_ms, owner)
     except Rejected as error:
@@ -187,6 +195,29 @@ def test_an_owner_is_stopped_at_its_cap_and_no_other_owner_feels_it():
     assert consume(used, "a4", 1000, 600, "a") is None
 
 
+@relaxed
+@given(st.integers(0, 4), st.lists(st.tuples(st.integers(0, 9), *[st.integers(0, 15)] * 2, st.integers(0, 2))))
+def test_ours_and_the_twin_accept_the_same_uses(max_per_owner, uses):
+    ours, theirs = UsedNonces(max_per_owner=max_per_owner), twin.UsedNonces(max_per_owner=max_per_owner)
+    now_ms = 0
+    for number, pause_ms, left_ms, owner in uses:
+        now_ms += pause_ms
+        use = (str(number), now_ms + left_ms - 1, now_ms, f"owner {owner}")
+        assert consume(ours, *use) is consume(theirs, *use)
+        assert len(ours) == len(theirs)
+        assert repr(ours) == f"UsedNonces({len(theirs)} remembered)"
+
+
+def test_a_nonce_can_be_looked_up_before_it_is_used():
+    used = UsedNonces()
+    used.require_unused("n")
+    used.consume("n", 100, 0, "a")
+    with pytest.raises(Rejected) as caught:
+        used.require_unused("n")
+    assert caught.value.reason is Reason.REPLAY
+    assert len(used) == 1
+
+
 def test_the_default_cap_holds_more_than_a_busy_window():
     used = UsedNonces()
     for i in range(65_536):
@@ -199,6 +230,14 @@ def test_the_default_cap_holds_more_than_a_busy_window():
 
 def nonce(number: int) -> bytes:
     return number.to_bytes(12, "big")
+
+
+def remember(nonces: EnvelopeNonces | twin.EnvelopeNonces, sender: bytes, nonce: bytes) -> Reason | None:
+    try:
+        nonces.remember(sender, nonce)
+    except Rejected as error:
+        return error.reason
+    return None
 
 
 def test_a_nonce_is_accepted_once_per_sender():
@@ -238,6 +277,34 @@ def test_nonces_leave_in_the_order_in_which_they_came(per_sender, numbers):
             expected.append(number)
 
 
+@relaxed
+@given(
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9), st.booleans()), max_size=80),
+)
+def test_ours_and_the_twin_remember_the_same(per_sender, max_senders, steps):
+    bounds = {"per_sender": per_sender, "max_senders": max_senders}
+    ours, theirs = EnvelopeNonces(**bounds), twin.EnvelopeNonces(**bounds)
+    for number, used, only_look in steps:
+        sender = b"%d" % number
+        assert ours.seen(sender, nonce(used)) == theirs.seen(sender, nonce(used))
+        if not only_look:
+            assert remember(ours, sender, nonce(used)) is remember(theirs, sender, nonce(used))
+
+
+@pytest.mark.parametrize("per_sender", [255, 1_023, 1_024, 1_025, 5_000])
+def test_none_is_lost_or_invented_while_the_memory_grows_and_goes_round(per_sender):
+    nonces = EnvelopeNonces(per_sender=per_sender)
+    for i in range(3 * per_sender):
+        assert not nonces.seen(b"a", nonce(i))
+        nonces.remember(b"a", nonce(i))
+        if i % 97 == 0 or i == per_sender:
+            kept = range(max(0, i + 1 - per_sender), i + 1)
+            assert all(nonces.seen(b"a", nonce(number)) for number in kept)
+            assert not any(nonces.seen(b"a", nonce(number)) for number in range(kept.start))
+
+
 def test_the_end_of_one_nonce_and_the_start_of_the_next_are_no_nonce():
     # Of two letters there are 4,096 nonces: enough that most of those that share memory overlap somewhere.
     every = [bytes(letters) for letters in itertools.product(b"ab", repeat=12)]
@@ -268,6 +335,87 @@ def test_a_remembered_nonce_takes_at_most_20_bytes():
     finally:
         tracemalloc.stop()
     assert size < 20 * 65_536
+
+
+def test_memory_grows_with_use_and_is_given_back():
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        nonces = EnvelopeNonces(max_senders=4)
+        for sender in range(40):
+            for i in range(1_000):
+                nonces.remember(b"%d" % sender, nonce(i))
+        held, _ = tracemalloc.get_traced_memory()
+        del nonces
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 4 * 1_000 * 12 < held - before < 4 * 22_000
+    assert after - before < 2_000
+
+
+def test_memories_are_finalised_in_silence_and_survive_running_out_of_memory():
+    child = subprocess.run(
+        [
+            sys.executable,
+            "-X",
+            "dev",
+            "-c",
+            textwrap.dedent("""
+                import resource
+                from kmscore.nonce import EnvelopeNonces, UsedNonces
+
+                nonces = EnvelopeNonces()
+                numbers = [i.to_bytes(12, "big") for i in range(300_000)]
+                with open("/proc/self/statm") as statm:
+                    held = int(statm.read().split()[0]) * resource.getpagesize()
+                limit = resource.getrlimit(resource.RLIMIT_AS)
+                resource.setrlimit(resource.RLIMIT_AS, (held + (3 << 20), limit[1]))
+                remembered, failures = set(), 0
+                for number in numbers:
+                    sender = b"%d" % (number[-1] % 20)
+                    try:
+                        nonces.remember(sender, number)
+                    except MemoryError:
+                        failures += 1
+                    else:
+                        remembered.add(number)
+                resource.setrlimit(resource.RLIMIT_AS, limit)
+                for number in numbers:
+                    assert nonces.seen(b"%d" % (number[-1] % 20), number) == (number in remembered)
+                left_for_the_interpreter = UsedNonces()
+                left_for_the_interpreter.consume("n", 1, 0, "a")
+                print(failures)
+            """),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (child.stderr, child.returncode) == ("", 0)
+    assert int(child.stdout) > 1_000
+
+
+@pytest.mark.parametrize("bounds", [{"per_sender": 0}, {"per_sender": 65_537}, {"max_senders": 0}], ids=str)
+def test_a_memory_with_bounds_that_it_cannot_keep_is_a_bug(bounds):
+    with pytest.raises(InvariantBroken):
+        EnvelopeNonces(**bounds)
+
+
+@pytest.mark.parametrize("memory", [UsedNonces(), EnvelopeNonces()], ids=repr)
+@pytest.mark.parametrize("copier", [copy.copy, copy.deepcopy, pickle.dumps], ids=lambda f: f.__name__)
+def test_a_memory_cannot_be_copied(copier, memory):
+    with pytest.raises(TypeError):
+        copier(memory)
+
+
+@pytest.mark.parametrize("size", [0, 11, 13])
+def test_a_nonce_of_another_length_was_never_seen(size):
+    nonces = EnvelopeNonces()
+    for i in range(2_000):
+        nonces.remember(b"a", nonce(i))
+    assert not nonces.seen(b"a", bytes(size))
 
 
 @pytest.mark.parametrize("size", [0, 11, 13])

@@ -1,0 +1,6 @@
+from typing import final
+
+@final
+class SystemClock:
+    def now_ms(self) -> int: ...
+    def monotonic_ms(self) -> int: ...
