@@ -1,4 +1,8 @@
-"""Proof of possession: wallet signatures checked and made."""
+"""Proof of possession: checked from the headers on, wallet signatures made."""
+
+import base64
+import hashlib
+import hmac
 
 import cffi
 import pytest
@@ -10,12 +14,16 @@ from Crypto.Hash import keccak
 from eth_account import Account
 from eth_account.messages import encode_defunct
 
+from kmscore.nonce import NonceIssuer, UsedNonces
 from kmscore.pop import PopKind, WalletKey, eip191_digest, pop_text, recover_pop
+from kmscore.proof import PopVerifier, parse_pop_headers
 from kmscore.secret import SecretBytes
 from tests.reference import pop as reference
 
 KEY = b"\x01" * 32
-NONCE = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4v"
+MAX_AGE_MS = 120_000
+NONCE_KEY = b"\x02" * 32
+NONCE = NonceIssuer(SecretBytes(NONCE_KEY), MAX_AGE_MS).issue(0, bytes(16))
 RECEIVER = "0x5050a4f4b3f9338c3472dcc01a87c76a144b3c9c"
 TIMESTAMP = 1_700_000_000
 WALLET = WalletKey(SecretBytes(KEY))
@@ -23,7 +31,39 @@ TEXT = pop_text(PopKind.APP, NONCE, RECEIVER, TIMESTAMP)
 DIGEST = eip191_digest(TEXT)
 SIGNATURE = WALLET.sign_message(TEXT)
 RAW_SIGNATURE = bytes.fromhex(SIGNATURE[2:])
+# As an app's client sends them, among what every request carries.
+HEADERS = [
+    (b"host", b"127.0.0.1:8443"),
+    (b"accept", b"*/*"),
+    (b"content-type", b"application/json"),
+    (b"content-length", b"611"),
+    (b"x-app-signature", SIGNATURE.encode()),
+    (b"x-app-nonce", NONCE.encode()),
+    (b"x-app-timestamp", str(TIMESTAMP).encode()),
+    (b"x-app-wallet", WALLET.address.encode()),
+]
 
+
+class StoppedClock:
+    """The moment at which the proof was made."""
+
+    def now_ms(self) -> int:
+        return TIMESTAMP * 1000
+
+    def monotonic_ms(self) -> int:
+        return 0
+
+
+VERIFIER = PopVerifier(
+    wallet=RECEIVER,
+    issuer=NonceIssuer(SecretBytes(NONCE_KEY), MAX_AGE_MS),
+    used=UsedNonces(),
+    clock=StoppedClock(),
+    random_bytes=bytes,
+    max_age_s=MAX_AGE_MS / 1000,
+)
+
+RECOVER = pytest.mark.benchmark(group="signer of a proof")
 CHECK = pytest.mark.benchmark(group="PoP check, headers to wallet")
 SIGN = pytest.mark.benchmark(group="signature of a text")
 
@@ -46,6 +86,12 @@ def linked():
 
 
 @CHECK
+def test_verify(ours):
+    pop = ours("kmscore", lambda: VERIFIER.verify(PopKind.APP, parse_pop_headers(PopKind.APP, HEADERS)))
+    assert pop.wallet == WALLET.address
+
+
+@RECOVER
 def test_recover_pop(ours):
     wallet = ours("kmscore", recover_pop, PopKind.APP, NONCE, RECEIVER, TIMESTAMP, SIGNATURE)
     assert wallet == WALLET.address
@@ -77,16 +123,34 @@ def test_recover_of_the_library_in_coincurve(floor):
     assert floor("libsecp256k1 in coincurve", recover, context, public, signature, digest) == 1
 
 
+def eth_account_signer(nonce: str, timestamp: str, signature: str) -> str:
+    text = f"NovaKMS:AppAuth:{nonce}:{RECEIVER}:{timestamp}"
+    return Account.recover_message(encode_defunct(text=text), signature=signature).lower()
+
+
 @CHECK
+def test_verify_with_eth_account(rival):
+    def verify():
+        sent = {name.decode(): value.decode() for name, value in HEADERS}
+        nonce, timestamp = sent["x-app-nonce"], sent["x-app-timestamp"]
+        token = base64.b64decode(nonce)
+        tag = hmac.digest(NONCE_KEY, b"nova-kms:pop-nonce:v1:" + token[:24], hashlib.sha256)[:24]
+        assert hmac.compare_digest(tag, token[24:])
+        assert int.from_bytes(token[:8]) < MAX_AGE_MS
+        assert abs(TIMESTAMP - int(timestamp)) < MAX_AGE_MS
+        wallet = eth_account_signer(nonce, timestamp, sent["x-app-signature"])
+        assert wallet == sent["x-app-wallet"]
+        return wallet
+
+    assert rival("eth_account with coincurve", verify) == WALLET.address
+
+
+@RECOVER
 def test_recover_with_eth_account(rival):
-    def recover():
-        text = f"NovaKMS:AppAuth:{NONCE}:{RECEIVER}:{TIMESTAMP}"
-        return Account.recover_message(encode_defunct(text=text), signature=SIGNATURE).lower()
-
-    assert rival("eth_account with coincurve", recover) == WALLET.address
+    assert rival("eth_account with coincurve", eth_account_signer, NONCE, str(TIMESTAMP), SIGNATURE) == WALLET.address
 
 
-@CHECK
+@RECOVER
 def test_recover_by_hand(rival):
     def recover():
         text = f"NovaKMS:AppAuth:{NONCE}:{RECEIVER}:{TIMESTAMP}".encode()
@@ -97,7 +161,7 @@ def test_recover_by_hand(rival):
     assert rival("coincurve and pycryptodome by hand", recover) == WALLET.address
 
 
-@CHECK
+@RECOVER
 @pytest.mark.full
 def test_recover_pop_of_the_twin(twin):
     wallet = twin("Python twin", reference.recover_pop, PopKind.APP, NONCE, RECEIVER, TIMESTAMP, SIGNATURE)
