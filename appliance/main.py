@@ -23,11 +23,9 @@ from starlette.types import ASGIApp
 from appliance import __version__
 from appliance.api.app import AddressLimiter, Endpoints
 from appliance.api.attestation import AttestationApi
-from appliance.api.bodies import BodyBudget
 from appliance.api.exchange import Answerer
 from appliance.api.http_protocol import bounded_http_protocol
 from appliance.api.kms import KmsApi
-from appliance.api.limits import RateLimiter
 from appliance.api.public import PublicApi
 from appliance.api.sync import SyncApi
 from appliance.auth.apps import AppAuthorizer
@@ -62,6 +60,7 @@ from appliance.tee.port import TeeIdentity, TeeProvider
 from appliance.variables import BindAddress, TcpAddress, TrustedIngress, UnixAddress, VsockAddress
 from kmscore.errors import ConfigError, Unavailable
 from kmscore.json import MAX_ITEMS
+from kmscore.limits import BodyBudget, RateLimiter
 from kmscore.nonce import EnvelopeNonces, NonceIssuer, UsedNonces
 from kmscore.proof import PopVerifier
 from kmscore.secret import SecretBytes
@@ -325,7 +324,7 @@ async def serve(settings: Settings) -> None:
             reader=reader,
             http=http,
             clock=clock,
-            random_bytes=secrets.token_bytes,
+            random_bytes=os.urandom,
             rng=rng,
         )
         built.append(node)

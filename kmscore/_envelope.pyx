@@ -1,4 +1,4 @@
-"""Envelopes sealed and opened, and their keys, which never become Python objects on the way (protocol §3).
+"""Envelopes parsed, sealed and opened, and their keys, which never become Python objects on the way (protocol §3).
 
 Refuses lengths that are not the protocol's. Whether a key is a point and whom it belongs to is settled before.
 """
@@ -10,8 +10,9 @@ from libc.string cimport memcmp, memcpy
 from kmscore._aead cimport KEY_BYTES, MAX_DATA_BYTES, NONCE_BYTES, TAG_BYTES, expand, extract, opened, put_sealed
 from kmscore._secret cimport SecretBytes, wipe_memory
 
-from kmscore._mac import write_canonical_envelope
+from kmscore._mac import read_canonical_envelope, write_canonical_envelope
 from kmscore.errors import InvariantBroken, Reason, Rejected
+from kmscore.json import canonical_json, parse_json_object
 
 
 cdef extern from "Python.h":
@@ -22,6 +23,7 @@ cdef enum:
     SHARED_SECRET_BYTES = 48
     SEC1_BYTES = 97
     SALT_BYTES = 206  # two points and a nonce
+    MAX_SENDER_BYTES = 256
 
 
 @cython.final
@@ -59,6 +61,42 @@ cdef class Envelope:
 
     def __repr__(self):
         return f"Envelope(sender={self.sender!r}, nonce={self.nonce!r})"
+
+
+def parse_envelope(bytes body not None):
+    """The envelope that a request or answer body is; hex of either case, with or without 0x.
+
+    A body that already is canonical is decoded in one pass and kept as its own canonical form. Raises
+    `Rejected(MALFORMED)` for anything but one strict JSON object of exactly the three members.
+    """
+    cdef tuple members = read_canonical_envelope(body)
+    if members is not None:
+        return Envelope(members[0], members[1], members[2], body)
+    return parse_envelope_object(parse_json_object(body, max_depth=1))
+
+
+def parse_envelope_object(value):
+    """The envelope that a parsed JSON value is. Raises `Rejected(MALFORMED)`."""
+    cdef tuple members
+    if isinstance(value, dict):
+        canonical = canonical_json(value)
+        members = read_canonical_envelope(canonical)
+        if members is not None:
+            return Envelope(members[0], members[1], members[2], canonical)
+    raise Rejected(
+        Reason.MALFORMED,
+        "the body is not an envelope: exactly sender_tee_pubkey, nonce (12 bytes) and encrypted_data, in hex",
+    )
+
+
+def encode_envelope(bytes sender_der not None, bytes nonce not None, bytes ciphertext not None):
+    """The envelope of these members; `.canonical` is the body to send.
+
+    Raises InvariantBroken unless the key has 1 to 256 bytes, the nonce 12 and the ciphertext at least 16.
+    """
+    if not 0 < len(sender_der) <= MAX_SENDER_BYTES or len(nonce) != NONCE_BYTES or len(ciphertext) < TAG_BYTES:
+        raise InvariantBroken("an envelope member has a wrong length")
+    return Envelope(sender_der, nonce, ciphertext, write_canonical_envelope(sender_der, nonce, ciphertext))
 
 
 cdef int start_key(SecretBytes shared, bytes a, bytes b, bytes nonce, unsigned char* key32) except -1:
@@ -170,3 +208,45 @@ def open_envelope(
 
 cdef object undecryptable():
     return Rejected(Reason.UNDECRYPTABLE, "the envelope cannot be decrypted")
+
+
+@cython.final
+cdef class SharedSecretCache:
+    """The secrets that `key` shares with the peers it met last: one key agreement per peer (protocol §3).
+
+    At most `max_peers` are kept, the least recently used goes first. A secret that goes, by eviction or `clear`, is
+    dropped rather than wiped under the feet of another thread: it wipes itself with its last reference, which is at
+    once unless it is being used at that moment. Safe to use from several threads.
+    """
+
+    cdef object _key
+    cdef Py_ssize_t _max_peers
+    cdef dict _secrets
+
+    def __init__(self, key not None, *, Py_ssize_t max_peers=4096):
+        self._key = key
+        self._max_peers = max_peers
+        self._secrets = {}
+
+    def get(self, peer not None):
+        """The 48 bytes shared with `peer`. Hold them no longer than the call at hand, and do not wipe them."""
+        cdef bytes der = peer.der
+        # Out and in again: a dict keeps the order in which things came. Two threads that both miss a secret meanwhile
+        # agree on the same bytes.
+        secret = self._secrets.pop(der, None)
+        if secret is None:
+            secret = self._key.agree(peer)
+        self._secrets[der] = secret
+        while len(self._secrets) > self._max_peers:
+            self._secrets.pop(next(iter(self._secrets)), None)
+        return secret
+
+    def clear(self):
+        """Drop every secret."""
+        self._secrets.clear()
+
+    def __len__(self):
+        return len(self._secrets)
+
+    def __repr__(self):
+        return f"SharedSecretCache({len(self)} of {self._max_peers} peers)"

@@ -1,4 +1,4 @@
-"""Token buckets in the order of their last use; `kmscore.limits` says what they are for.
+"""Token buckets in the order of their last use, and a budget of bytes; `kmscore.limits` says what they are for.
 
 A method is one step under the GIL but for reading the clock, which comes first. Not constant-time: nothing is secret.
 """
@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t
 
 from kmscore._recency cimport Link, open_recency, put_newest, take_out
 
-from kmscore.errors import InvariantBroken, Reason, Rejected
+from kmscore.errors import InvariantBroken, Reason, Rejected, Unavailable
 
 
 cdef enum:
@@ -110,3 +110,68 @@ cdef class RateLimiter:
 
     def __reduce__(self):
         raise TypeError("a rate limiter cannot be copied")
+
+
+@cython.final
+cdef class BodyBudget:
+    """How many bytes of bodies the whole process keeps at once, and one wallet's part of that.
+
+    Without it callers that are each within their limits could together fill the memory.
+    """
+
+    cdef Py_ssize_t _total_bytes
+    cdef Py_ssize_t _wallet_bytes
+    cdef Py_ssize_t _used_bytes
+    cdef dict _used_by
+
+    def __cinit__(self, Py_ssize_t total_bytes, Py_ssize_t wallet_bytes):
+        self._total_bytes = total_bytes
+        self._wallet_bytes = wallet_bytes
+        self._used_by = {}
+
+    def share_of(self, str wallet not None):
+        """What one of the wallet's bodies counts its bytes into; all are given back when its `with` block ends."""
+        return BodyShare(self, wallet)
+
+    cdef int _take(self, str wallet, Py_ssize_t size) except -1:
+        cdef Py_ssize_t used = self._used_by.get(wallet, 0)
+        if used + size > self._wallet_bytes or self._used_bytes + size > self._total_bytes:
+            raise Unavailable("too many large requests at once", retry_after_s=1.0)
+        self._used_by[wallet] = used + size
+        self._used_bytes += size
+        return 0
+
+    cdef int _give_back(self, str wallet, Py_ssize_t size) except -1:
+        cdef Py_ssize_t left = self._used_by.get(wallet, 0) - size
+        self._used_bytes -= size
+        if left > 0:
+            self._used_by[wallet] = left
+        else:
+            self._used_by.pop(wallet, None)
+        return 0
+
+
+@cython.final
+cdef class BodyShare:
+    """A wallet's part of the budget for the time of one body; `BodyBudget.share_of` makes it."""
+
+    cdef BodyBudget _budget
+    cdef str _wallet
+    cdef Py_ssize_t _taken_bytes
+
+    def __cinit__(self, BodyBudget budget not None, str wallet not None):
+        self._budget = budget
+        self._wallet = wallet
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        cdef Py_ssize_t taken_bytes = self._taken_bytes
+        self._taken_bytes = 0
+        self._budget._give_back(self._wallet, taken_bytes)
+
+    def take(self, Py_ssize_t size):
+        """Count so many bytes more. Raises `Unavailable` when there is no room for them, and counts none."""
+        self._budget._take(self._wallet, size)
+        self._taken_bytes += size

@@ -2,20 +2,25 @@
 
 Refuses plaintext bodies, other members than the three, keys in other encodings than the one the platform writes, and
 points off the curve. It does not know who may send what, nor which nonces were used: the callers do. `cryptography`
-does the elliptic curve; `kmscore._envelope` seals and opens, `kmscore._mac` has the hex and the canonical form.
+does the elliptic curve; `kmscore._envelope` parses, seals and opens, `kmscore._mac` has the hex and the canonical form.
 """
 
-import threading
-from collections import OrderedDict
 from typing import Final, Self, final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from kmscore._envelope import Envelope, envelope_key, open_envelope, seal
-from kmscore._mac import read_canonical_envelope, write_canonical_envelope
+from kmscore._envelope import (
+    Envelope,
+    SharedSecretCache,
+    encode_envelope,
+    envelope_key,
+    open_envelope,
+    parse_envelope,
+    parse_envelope_object,
+    seal,
+)
 from kmscore.errors import InvariantBroken, Reason, Rejected
-from kmscore.json import canonical_json, parse_json_object
 from kmscore.secret import SecretBytes
 
 __all__ = [
@@ -57,42 +62,6 @@ DER_BYTES: Final = 120
 SHARED_SECRET_BYTES: Final = 48
 NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
-MAX_SENDER_BYTES: Final = 256
-
-
-def parse_envelope(body: bytes) -> Envelope:
-    """The envelope that a request or answer body is; hex of either case, with or without 0x.
-
-    A body that already is canonical is decoded in one pass and kept as its own canonical form. Raises
-    `Rejected(MALFORMED)` for anything but one strict JSON object of exactly the three members.
-    """
-    members = read_canonical_envelope(body)
-    if members is not None:
-        return Envelope(*members, body)
-    return parse_envelope_object(parse_json_object(body, max_depth=1))
-
-
-def parse_envelope_object(value: object) -> Envelope:
-    """The envelope that a parsed JSON value is. Raises `Rejected(MALFORMED)`."""
-    if isinstance(value, dict):
-        canonical = canonical_json(value)
-        members = read_canonical_envelope(canonical)
-        if members is not None:
-            return Envelope(*members, canonical)
-    raise Rejected(
-        Reason.MALFORMED,
-        "the body is not an envelope: exactly sender_tee_pubkey, nonce (12 bytes) and encrypted_data, in hex",
-    )
-
-
-def encode_envelope(sender_der: bytes, nonce: bytes, ciphertext: bytes) -> Envelope:
-    """The envelope of these members; `.canonical` is the body to send.
-
-    Raises InvariantBroken unless the key has 1 to 256 bytes, the nonce 12 and the ciphertext at least 16.
-    """
-    if not 0 < len(sender_der) <= MAX_SENDER_BYTES or len(nonce) != NONCE_BYTES or len(ciphertext) < TAG_BYTES:
-        raise InvariantBroken("an envelope member has a wrong length")
-    return Envelope(sender_der, nonce, ciphertext, write_canonical_envelope(sender_der, nonce, ciphertext))
 
 
 @final
@@ -182,46 +151,3 @@ class AgreementKey:
 
     def __reduce__(self) -> str:
         raise TypeError("an agreement key cannot be pickled or copied")
-
-
-@final
-class SharedSecretCache:
-    """The secrets that `key` shares with the peers it met last: one key agreement per peer (protocol §3).
-
-    At most `max_peers` are kept, the least recently used goes first. A secret that goes, by eviction or `clear`, is
-    dropped rather than wiped under the feet of another thread: it wipes itself with its last reference, which is at
-    once unless it is being used at that moment. Safe to use from several threads.
-    """
-
-    def __init__(self, key: AgreementKey, *, max_peers: int = 4096) -> None:
-        self._key = key
-        self._max_peers = max_peers
-        self._secrets: OrderedDict[bytes, SecretBytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, peer: TeePublicKey) -> SecretBytes:
-        """The 48 bytes shared with `peer`. Hold them no longer than the call at hand, and do not wipe them."""
-        with self._lock:
-            secret = self._secrets.get(peer.der)
-            if secret is not None:
-                self._secrets.move_to_end(peer.der)
-                return secret
-        # Outside the lock: an agreement takes long, and two threads that both do it agree on the same bytes.
-        secret = self._key.agree(peer)
-        with self._lock:
-            self._secrets[peer.der] = secret
-            self._secrets.move_to_end(peer.der)
-            if len(self._secrets) > self._max_peers:
-                self._secrets.popitem(last=False)
-        return secret
-
-    def clear(self) -> None:
-        """Drop every secret."""
-        with self._lock:
-            self._secrets.clear()
-
-    def __len__(self) -> int:
-        return len(self._secrets)
-
-    def __repr__(self) -> str:
-        return f"SharedSecretCache({len(self)} of {self._max_peers} peers)"

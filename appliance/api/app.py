@@ -11,10 +11,11 @@ from starlette.types import Receive, Scope, Send
 from appliance.api.attestation import AttestationApi
 from appliance.api.errors import INTERNAL_ERROR, METHOD_NOT_ALLOWED, error_response, response_for
 from appliance.api.kms import KmsApi
-from appliance.api.limits import MAX_FORWARDED_CHARS, IngressNetworks, RateLimiter, client_key
+from appliance.api.limits import MAX_FORWARDED_CHARS, IngressNetworks, client_key
 from appliance.api.public import PublicApi
 from appliance.api.sync import SyncApi
 from kmscore.errors import Rejected, Unavailable
+from kmscore.limits import RateLimiter
 
 logger = logging.getLogger(__name__)
 

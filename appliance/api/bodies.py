@@ -1,12 +1,11 @@
 """Request bodies, read within a byte limit and a deadline (protocol §7, last paragraphs)."""
 
 from collections.abc import Callable
-from typing import Self
 
 import anyio
 from starlette.requests import Request
 
-from kmscore.errors import Reason, Rejected, Unavailable
+from kmscore.errors import Reason, Rejected
 
 # A body of the largest size at 1 Mbit/s takes longer; whoever is that slow holds a connection, not memory or a worker.
 BODY_DEADLINE_S = 60.0
@@ -31,58 +30,6 @@ def check_body_headers(request: Request, limit_bytes: int) -> None:
     media_type = headers.get(b"content-type", b"")
     if media_type != JSON_TYPE and media_type.partition(b";")[0].strip().lower() != JSON_TYPE:
         raise Rejected(Reason.UNSUPPORTED_MEDIA, "the body must be application/json")
-
-
-class BodyBudget:
-    """How many bytes of bodies the whole process keeps at once, and one wallet's part of that.
-
-    Without it callers that are each within their limits could together fill the memory.
-    """
-
-    def __init__(self, total_bytes: int, wallet_bytes: int) -> None:
-        self._total_bytes = total_bytes
-        self._wallet_bytes = wallet_bytes
-        self._used_bytes = 0
-        self._used_by: dict[str, int] = {}
-
-    def take(self, wallet: str, size: int) -> None:
-        """Raises `Unavailable` when there is no room for that many bytes more."""
-        used = self._used_by.get(wallet, 0) + size
-        if used > self._wallet_bytes or self._used_bytes + size > self._total_bytes:
-            raise Unavailable("too many large requests at once", retry_after_s=1.0)
-        self._used_bytes += size
-        self._used_by[wallet] = used
-
-    def give_back(self, wallet: str, size: int) -> None:
-        """What was taken and is not kept any more."""
-        self._used_bytes -= size
-        left = self._used_by.get(wallet, 0) - size
-        if left:
-            self._used_by[wallet] = left
-        else:
-            self._used_by.pop(wallet, None)
-
-
-class BodyShare:
-    """A wallet's part of the budget for the time of one body: given back when the `with` block ends."""
-
-    __slots__ = ("_budget", "_taken_bytes", "_wallet")
-
-    def __init__(self, budget: BodyBudget, wallet: str) -> None:
-        self._budget = budget
-        self._wallet = wallet
-        self._taken_bytes = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._budget.give_back(self._wallet, self._taken_bytes)
-
-    def take(self, size: int) -> None:
-        """Raises `Unavailable`."""
-        self._budget.take(self._wallet, size)
-        self._taken_bytes += size
 
 
 async def read_body(request: Request, limit_bytes: int, take: Callable[[int], None]) -> bytes:

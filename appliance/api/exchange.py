@@ -91,18 +91,17 @@ class Answerer:
     async def answer(
         self,
         operation: Reading | Change,
-        *,
         pop: VerifiedPop,
         key: TeePublicKey,
         label: str | None,
         signature_header: bytes,
+        *,
         extra: dict[str, object] | None = None,
     ) -> Response:
         """Carry the operation out and answer it under 200, sealed to the caller's registered `key`.
 
         `extra` joins the inner answer. Raises `Rejected` from the operation, `Unavailable` from the TEE provider.
         """
-
         common = {**(extra or {}), "answer_to": pop.nonce}
         signature = await self._tee.sign_message(response_text(pop.signature, self._wallet))
         if isinstance(operation, Reading):
@@ -117,7 +116,7 @@ class Answerer:
                 envelope = await self._gate.seal(encode_inner(done | common), key, label)
         return SealedAnswer(envelope, signature_header, signature, self._pop.issue_nonce())
 
-    async def refuse(self, error: Rejected | Unavailable, *, pop: VerifiedPop, signature_header: bytes) -> Response:
+    async def refuse(self, error: Rejected | Unavailable, pop: VerifiedPop, signature_header: bytes) -> Response:
         """The error's answer, signed so that the caller can tell it from a stranger's.
 
         When the TEE provider does not answer either, the refusal goes out unsigned.

@@ -10,9 +10,8 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.api.bodies import BodyBudget, BodyShare, check_body_headers, discard_body, read_body
+from appliance.api.bodies import check_body_headers, discard_body, read_body
 from appliance.api.exchange import APP_SIGNATURE_HEADER, Answerer, Change, Reading
-from appliance.api.limits import RateLimiter
 from appliance.auth.apps import AppAuthorizer
 from appliance.auth.eligibility import AuthorizedInstance
 from appliance.auth.envelopes import EnvelopeGate
@@ -22,6 +21,7 @@ from appliance.cluster.replica import Replica
 from appliance.cluster.state import Availability
 from kmscore.envelope import parse_envelope
 from kmscore.errors import Reason, Rejected, Unavailable
+from kmscore.limits import BodyBudget, RateLimiter
 from kmscore.pop import PopKind
 from kmscore.proof import PopVerifier, VerifiedPop, parse_pop_headers
 
@@ -54,7 +54,7 @@ class KmsApi:
         self._pop = pop
         self._authorizer = authorizer
         self._gate = gate
-        self._answerer = answerer
+        self._answer, self._refuse = answerer.answer, answerer.refuse
         self._keys = keys
         self._replica = replica
         self._clock = clock
@@ -96,13 +96,13 @@ class KmsApi:
             raise
         try:
             self._wallet_limiter.take(pop.wallet)
-            with BodyShare(self._budget, pop.wallet) as share:
+            with self._budget.share_of(pop.wallet) as share:
                 body = await read_body(request, self._max_body_bytes, share.take)
                 self._use_up(request, pop)
-                opened = await self._gate.open_request(parse_envelope(body), caller.tee_pubkey, pop.nonce)
-            return await self._answer(operation(caller, opened.inner), pop, caller, opened.label)
+                inner, label = await self._gate.open_request(parse_envelope(body), caller.tee_pubkey, pop.nonce)
+            return await self._answer(operation(caller, inner), pop, caller.tee_pubkey, label, APP_SIGNATURE_HEADER)
         except (Rejected, Unavailable) as error:
-            return await self._refuse(error, pop)
+            return await self._refuse(error, pop, APP_SIGNATURE_HEADER)
 
     async def _serve(self, request: Request, operation: Operation) -> Response:
         self._availability.require()
@@ -110,9 +110,9 @@ class KmsApi:
         try:
             self._wallet_limiter.take(pop.wallet)
             self._use_up(request, pop)
-            return await self._answer(operation(caller, {}), pop, caller, None)
+            return await self._answer(operation(caller, {}), pop, caller.tee_pubkey, None, APP_SIGNATURE_HEADER)
         except (Rejected, Unavailable) as error:
-            return await self._refuse(error, pop)
+            return await self._refuse(error, pop, APP_SIGNATURE_HEADER)
 
     async def _admit(self, request: Request) -> tuple[VerifiedPop, AuthorizedInstance]:
         """Headers and their syntax → timestamp → nonce → signer → hint → registry → nonce unused. Changes nothing."""
@@ -125,17 +125,6 @@ class KmsApi:
         """Consume the nonce, now that the size is right; from here the request counts against its wallet."""
         self._pop.consume(pop)
         self._give_back(request)
-
-    def _answer(
-        self, operation: Reading | Change, pop: VerifiedPop, caller: AuthorizedInstance, label: str | None
-    ) -> Awaitable[Response]:
-        return self._answerer.answer(
-            operation, pop=pop, key=caller.tee_pubkey, label=label, signature_header=APP_SIGNATURE_HEADER
-        )
-
-    def _refuse(self, error: Rejected | Unavailable, pop: VerifiedPop) -> Awaitable[Response]:
-        """The caller is known: from here on refusals are signed."""
-        return self._answerer.refuse(error, pop=pop, signature_header=APP_SIGNATURE_HEADER)
 
     # --- operations ---
 

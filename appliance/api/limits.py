@@ -3,10 +3,6 @@
 import ipaddress
 from collections.abc import Sequence
 
-from kmscore.limits import RateLimiter
-
-__all__ = ["MAX_FORWARDED_CHARS", "IngressNetworks", "RateLimiter", "client_key", "is_ingress"]
-
 IngressNetworks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 MAX_FORWARDED_CHARS = 1024
 

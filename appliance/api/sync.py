@@ -8,9 +8,8 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from appliance.api.bodies import BodyBudget, BodyShare, check_body_headers, discard_body, read_body
+from appliance.api.bodies import check_body_headers, discard_body, read_body
 from appliance.api.exchange import PEER_SIGNATURE_HEADER, Answerer, Change, Reading
-from appliance.api.limits import RateLimiter
 from appliance.auth.envelopes import EnvelopeGate
 from appliance.cluster.digests import DigestServer
 from appliance.cluster.handover import SecretServer
@@ -31,6 +30,7 @@ from appliance.cluster.snapshot import SnapshotServer
 from appliance.log import short
 from kmscore.envelope import parse_envelope
 from kmscore.errors import Reason, Rejected, Unavailable
+from kmscore.limits import BodyBudget, BodyShare, RateLimiter
 from kmscore.mac import MacVerdict, check_mac
 from kmscore.pop import PopKind, parse_wallet
 from kmscore.proof import PopVerifier, VerifiedPop, parse_pop_headers
@@ -99,10 +99,10 @@ class SyncApi:
             await discard_body(request, self._max_body_bytes)
             raise
         try:
-            with BodyShare(self._budget, pop.wallet) as share:
+            with self._budget.share_of(pop.wallet) as share:
                 response = await self._answer(request, pop, peer, share)
         except (Rejected, Unavailable) as error:
-            return await self._answerer.refuse(error, pop=pop, signature_header=PEER_SIGNATURE_HEADER)
+            return await self._answerer.refuse(error, pop, PEER_SIGNATURE_HEADER)
         self._pusher.note_contact()
         return response
 
@@ -113,21 +113,21 @@ class SyncApi:
         self._give_back(request)
         envelope = parse_envelope(body)
         verdict = self._mac_verdict(envelope.canonical, request.headers.get("x-sync-signature"))
-        opened = await self._gate.open_request(envelope, peer.tee_pubkey, pop.nonce)
-        message_type = opened.inner.get("type")
+        inner, label = await self._gate.open_request(envelope, peer.tee_pubkey, pop.nonce)
+        message_type = inner.get("type")
         # Old nodes send master_secret_request with whatever they take for a key: they have none yet (protocol §5).
         if verdict is not MacVerdict.VALID and message_type != MASTER_SECRET_REQUEST:
             raise Rejected(Reason.MAC, "X-Sync-Signature is absent or wrong")
-        self._check_sender_wallet(opened.inner, pop)
+        self._check_sender_wallet(inner, pop)
         handler = self._handlers.get(message_type) if isinstance(message_type, str) else None
         if handler is None:
             raise Rejected(Reason.BAD_FIELD, f"type must be one of {', '.join(self._handlers)}")
         return await self._answerer.answer(
-            await handler(peer, opened.inner),
-            pop=pop,
-            key=peer.tee_pubkey,
-            label=opened.label,
-            signature_header=PEER_SIGNATURE_HEADER,
+            await handler(peer, inner),
+            pop,
+            peer.tee_pubkey,
+            label,
+            PEER_SIGNATURE_HEADER,
             extra=self._announcement,
         )
 

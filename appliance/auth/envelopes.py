@@ -5,7 +5,6 @@ provider does the cryptography.
 """
 
 from collections import OrderedDict
-from typing import NamedTuple
 
 from appliance.tee.port import TeeProvider
 from kmscore.envelope import Envelope, TeePublicKey, parse_tee_pubkey_der
@@ -41,13 +40,6 @@ class LabelMemory:
             self._labels.popitem(last=False)
 
 
-class OpenedRequest(NamedTuple):
-    """The inner object of a request whose envelope was proven to come from `key`, and the label to answer with."""
-
-    inner: dict[str, object]
-    label: str | None
-
-
 class EnvelopeGate:
     """Opens requests and answers, seals answers and requests, and remembers every nonce used between two keys."""
 
@@ -58,8 +50,10 @@ class EnvelopeGate:
         self._nonces = nonces
         self.labels = labels
 
-    async def open_request(self, envelope: Envelope, registered: TeePublicKey, pop_nonce: str) -> OpenedRequest:
-        """Open a request body.
+    async def open_request(
+        self, envelope: Envelope, registered: TeePublicKey, pop_nonce: str
+    ) -> tuple[dict[str, object], str | None]:
+        """Open a request body that must come from `registered`: its inner object, and the label to answer with.
 
         Raises `Rejected` with SENDER_KEY (not the caller's registered key; checked before any decryption),
         UNDECRYPTABLE, REPLAY, MALFORMED (inner JSON, or a member only answers have) or NONCE (made for another PoP).
@@ -69,7 +63,7 @@ class EnvelopeGate:
             raise Rejected(Reason.MALFORMED, "the request carries a member that only answers have")
         if inner.get("pop_nonce", pop_nonce) != pop_nonce:
             raise Rejected(Reason.NONCE, "the body was made for another proof of possession")
-        return OpenedRequest(inner, label)
+        return inner, label
 
     async def open_answer(self, envelope: Envelope, registered: TeePublicKey, pop_nonce: str) -> dict[str, object]:
         """Open a peer's answer to our request that used `pop_nonce`. Raises like `open_request`."""

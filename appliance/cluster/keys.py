@@ -138,7 +138,7 @@ class ClusterKeys:
 
     def require_confirmed(self) -> SecretBytes:
         """The secret, for derivation and sealed hand-over. Raises `Unavailable` unless the chain has confirmed it."""
-        if self._secret is None or not self.confirmed:
+        if self._secret is None or self._confirmed_at_ms is None:
             raise Unavailable("master secret not initialized")
         return self._secret
 

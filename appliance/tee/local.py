@@ -101,8 +101,9 @@ class LocalTee:
         self._require_keys()
         if label is not None and label not in LABELS:
             raise InvariantBroken("an envelope label is not one of the protocol's")
-        # Of the plain source, whatever `random_bytes` does for keys: a nonce has to be distinct, not secret.
-        nonce = self._draw(NONCE_BYTES)
+        # Of the plain source, whatever `random_bytes` does for keys: a nonce has to be distinct, not secret. Its length
+        # is for `seal` to check.
+        nonce = self._random(NONCE_BYTES)
         own, used = self._identity.tee_pubkey, label or LABELS[0]
         if len(plaintext) <= INLINE_BYTES:
             return seal(self._secrets.get(peer), own, peer, used, nonce, plaintext)

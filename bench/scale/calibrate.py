@@ -20,11 +20,9 @@ from eth_abi.abi import encode
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from appliance.api.bodies import BodyBudget
 from appliance.api.errors import json_response
 from appliance.api.exchange import Answerer
 from appliance.api.http_protocol import bounded_http_protocol
-from appliance.api.limits import RateLimiter
 from appliance.api.sync import SyncApi
 from appliance.auth.eligibility import authorize_peer
 from appliance.auth.envelopes import EnvelopeGate, LabelMemory
@@ -49,6 +47,7 @@ from kmscore.envelope import LABELS, AgreementKey
 from kmscore.errors import Unavailable
 from kmscore.json import MAX_ITEMS
 from kmscore.kdf import master_secret_hash
+from kmscore.limits import BodyBudget, RateLimiter
 from kmscore.nonce import EnvelopeNonces, NonceIssuer, UsedNonces
 from kmscore.pop import WalletKey
 from kmscore.proof import PopVerifier

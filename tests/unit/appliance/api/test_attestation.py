@@ -8,9 +8,9 @@ from starlette.requests import Request
 
 from appliance.api.app import AddressLimiter
 from appliance.api.attestation import MAX_WAITING, AttestationApi, parse_query_nonce
-from appliance.api.limits import RateLimiter
 from appliance.tee.port import TeeProvider
 from kmscore.errors import Reason, Rejected, Unavailable
+from kmscore.limits import RateLimiter
 from tests.support.fake_node import FakeClock
 
 pytestmark = pytest.mark.anyio

@@ -7,8 +7,9 @@ import pytest
 from starlette.requests import Request
 
 from appliance.api import bodies
-from appliance.api.bodies import BodyBudget, BodyShare, check_body_headers, discard_body, read_body
+from appliance.api.bodies import check_body_headers, discard_body, read_body
 from kmscore.errors import Reason, Rejected, Unavailable
+from kmscore.limits import BodyBudget
 
 LIMIT = 100
 JSON_TYPE = (b"content-type", b"application/json")
@@ -113,7 +114,7 @@ class TestReading:
     async def test_a_body_that_came_whole_counts_into_its_share(self) -> None:
         come = request()
         come.scope[bodies.WHOLE_BODY] = b"a" * 50
-        with BodyShare(BodyBudget(100, 49), "a") as share, pytest.raises(Unavailable):
+        with BodyBudget(100, 49).share_of("a") as share, pytest.raises(Unavailable):
             await read_body(come, LIMIT, share.take)
 
     async def test_a_body_that_does_not_come_is_waited_for_only_so_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,13 +128,13 @@ class TestReading:
 class TestBudget:
     def test_a_wallet_has_its_part(self) -> None:
         budget = BodyBudget(100, 60)
-        with BodyShare(budget, "a") as share:
+        with budget.share_of("a") as share:
             share.take(60)
             with pytest.raises(Unavailable):
                 share.take(1)
-            with BodyShare(budget, "a") as another, pytest.raises(Unavailable):
+            with budget.share_of("a") as another, pytest.raises(Unavailable):
                 another.take(1)
-            with BodyShare(budget, "b") as other:
+            with budget.share_of("b") as other:
                 other.take(40)
                 with pytest.raises(Unavailable):
                     other.take(1)
@@ -142,19 +143,19 @@ class TestBudget:
         budget = BodyBudget(100, 100)
 
         def fail_with_a_full_share() -> None:
-            with BodyShare(budget, "a") as share:
+            with budget.share_of("a") as share:
                 share.take(100)
                 raise KeyError
 
         for _ in range(3):
             with pytest.raises(KeyError):
                 fail_with_a_full_share()
-        with BodyShare(budget, "b") as share:
+        with budget.share_of("b") as share:
             share.take(100)
 
     def test_a_share_that_was_refused_takes_nothing(self) -> None:
         budget = BodyBudget(100, 100)
-        with BodyShare(budget, "a") as share:
+        with budget.share_of("a") as share:
             with pytest.raises(Unavailable):
                 share.take(101)
             share.take(100)

@@ -104,12 +104,10 @@ class Bench:
 
     async def answer(self, operation: Reading | Change, extra: dict[str, object] | None = None) -> Response:
         key = parse_tee_pubkey(self.caller.der)
-        return await self.answerer.answer(
-            operation, pop=POP, key=key, label=None, signature_header=APP_SIGNATURE_HEADER, extra=extra
-        )
+        return await self.answerer.answer(operation, POP, key, None, APP_SIGNATURE_HEADER, extra=extra)
 
     async def refuse(self, error: Rejected | Unavailable) -> Response:
-        return await self.answerer.refuse(error, pop=POP, signature_header=APP_SIGNATURE_HEADER)
+        return await self.answerer.refuse(error, POP, APP_SIGNATURE_HEADER)
 
     def inner(self, response: Response) -> dict[str, object]:
         return json.loads(wire.open_envelope(self.caller, json.loads(response.body))[0])
