@@ -117,7 +117,7 @@ class Endpoints:
         handler = handlers.get(request.scope["method"])
         if handler is None:
             allowed = ", ".join(sorted(handlers))
-            return _answered(error_response(METHOD_NOT_ALLOWED, f"use {allowed}", {"Allow": allowed}))
+            return _answered(error_response(METHOD_NOT_ALLOWED, f"use {allowed}", [(b"allow", allowed.encode())]))
         return handler(request)
 
 

@@ -1,6 +1,7 @@
 """Errors to answers, in one place (protocol §7)."""
 
 import math
+from collections.abc import Iterable
 
 from starlette.responses import Response
 
@@ -37,12 +38,22 @@ INTERNAL_ERROR = (500, "internal_error")
 RATE_RETRY_AFTER_S = 2
 
 
-def json_response(status: int, body: dict[str, object], headers: dict[str, str] | None = None) -> Response:
+class PreparedResponse(Response):
+    """A response whose body and raw headers, names in lower case, are ready: `Response` without what it finds out."""
+
+    def __init__(self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.status_code = status
+        self.background = None
+        self.body = body
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json"), *headers]
+
+
+def json_response(status: int, body: dict[str, object], headers: Iterable[tuple[bytes, bytes]] = ()) -> Response:
     """The one encoder of plain JSON answers."""
-    return Response(compact_json(body), status_code=status, headers=headers, media_type="application/json")
+    return PreparedResponse(status, compact_json(body), headers)
 
 
-def error_response(answer: tuple[int, str], message: str, headers: dict[str, str] | None = None) -> Response:
+def error_response(answer: tuple[int, str], message: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> Response:
     """`{"code", "message"}` under the answer's status."""
     status, code = answer
     return json_response(status, {"code": code, "message": message}, headers)
@@ -51,7 +62,7 @@ def error_response(answer: tuple[int, str], message: str, headers: dict[str, str
 def response_for(error: Rejected | Unavailable) -> Response:
     """The answer that the protocol's table gives for what we raise on purpose."""
     if isinstance(error, Unavailable):
-        retry_after = str(max(1, math.ceil(error.retry_after_s)))
-        return error_response(SERVICE_UNAVAILABLE, str(error), {"Retry-After": retry_after})
-    headers = {"Retry-After": str(RATE_RETRY_AFTER_S)} if error.reason is Reason.RATE else None
+        retry_after_s = max(1, math.ceil(error.retry_after_s))
+        return error_response(SERVICE_UNAVAILABLE, str(error), [(b"retry-after", b"%d" % retry_after_s)])
+    headers = [(b"retry-after", b"%d" % RATE_RETRY_AFTER_S)] if error.reason is Reason.RATE else []
     return error_response(ANSWERS[error.reason], str(error), headers)

@@ -13,11 +13,11 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from appliance.api.errors import response_for
+from appliance.api.errors import PreparedResponse, response_for
 from appliance.auth.envelopes import EnvelopeGate, encode_inner
 from appliance.cluster.replica import Replica
 from appliance.tee.port import TeeProvider
-from kmscore.envelope import Envelope, TeePublicKey
+from kmscore.envelope import TeePublicKey
 from kmscore.errors import Rejected, Unavailable
 from kmscore.pop import answer_text, response_text
 from kmscore.proof import PopVerifier, VerifiedPop
@@ -50,19 +50,8 @@ class Change:
     apply: Callable[[], dict[str, object]]
 
 
-class SealedAnswer(Response):
-    """A sealed 200 with its signature and the next nonce: `Response` without what it finds out for others."""
-
-    def __init__(self, envelope: Envelope, signature_header: bytes, signature: str, next_nonce: str) -> None:
-        self.status_code = 200
-        self.background = None
-        self.body = envelope.canonical
-        self.raw_headers = [
-            (b"content-length", b"%d" % len(envelope.canonical)),
-            (b"content-type", b"application/json"),
-            (signature_header, signature.encode()),
-            (NEXT_NONCE_HEADER, next_nonce.encode()),
-        ]
+class SealedAnswer(PreparedResponse):
+    """A sealed 200."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - an ASGI callable
         """A large body goes out in pieces, each when the one before is on its way: the loop copies what it is given."""
@@ -114,7 +103,11 @@ class Answerer:
             if done != planned:
                 # The records of a delta can exhaust the store together though each would fit: say what came of it.
                 envelope = await self._gate.seal(encode_inner(done | common), key, label)
-        return SealedAnswer(envelope, signature_header, signature, self._pop.issue_nonce())
+        return SealedAnswer(
+            200,
+            envelope.canonical,
+            [(signature_header, signature.encode()), (NEXT_NONCE_HEADER, self._pop.issue_nonce().encode())],
+        )
 
     async def refuse(self, error: Rejected | Unavailable, pop: VerifiedPop, signature_header: bytes) -> Response:
         """The error's answer, signed so that the caller can tell it from a stranger's.

@@ -15,6 +15,7 @@ from appliance.tee.port import TeeIdentity
 from kmscore.proof import PopVerifier
 
 SERVICE_NAME = "Nova KMS"
+NOT_TO_BE_KEPT = ((b"cache-control", b"no-store"),)
 
 
 class PublicApi:
@@ -80,7 +81,7 @@ class PublicApi:
         return json_response(200, {"status": "healthy"})
 
     async def nonce(self, _request: Request) -> Response:
-        return json_response(200, {"nonce": self._pop.issue_nonce()}, {"Cache-Control": "no-store"})
+        return json_response(200, {"nonce": self._pop.issue_nonce()}, NOT_TO_BE_KEPT)
 
     async def status(self, _request: Request) -> Response:
         me = self._peers.get(self._identity.wallet)

@@ -87,7 +87,8 @@ class LocalTee:
         return self._identity
 
     async def sign_message(self, message: bytes) -> str:
-        self._require_keys()
+        if not self._open:
+            raise _closed()
         return self._wallet_key.sign_message(message)
 
     async def sign_transaction(self, tx: Eip1559Transaction) -> bytes:
@@ -98,7 +99,8 @@ class LocalTee:
         )
 
     async def seal(self, plaintext: bytes, peer: TeePublicKey, label: str | None) -> Envelope:
-        self._require_keys()
+        if not self._open:
+            raise _closed()
         if label is not None and label not in LABELS:
             raise InvariantBroken("an envelope label is not one of the protocol's")
         # Of the plain source, whatever `random_bytes` does for keys: a nonce has to be distinct, not secret. Its length
@@ -110,7 +112,8 @@ class LocalTee:
         return await anyio.to_thread.run_sync(lambda: seal(self._secrets.get(peer), own, peer, used, nonce, plaintext))
 
     async def open(self, envelope: Envelope, peer: TeePublicKey) -> tuple[bytes, str | None]:
-        self._require_keys()
+        if not self._open:
+            raise _closed()
         own = self._identity.tee_pubkey
         if len(envelope.ciphertext) <= INLINE_BYTES:
             return open_envelope(self._secrets.get(peer), own, peer, LABELS, envelope)
@@ -152,7 +155,11 @@ class LocalTee:
 
     def _require_keys(self) -> None:
         if not self._open:
-            raise InvariantBroken("the TEE provider is used after it was closed")
+            raise _closed()
+
+
+def _closed() -> InvariantBroken:
+    return InvariantBroken("the TEE provider is used after it was closed")
 
 
 def make_keys(random: Callable[[int], bytes]) -> tuple[WalletKey, AgreementKey]:

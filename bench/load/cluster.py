@@ -26,6 +26,7 @@ KMS_APP_ID: Final = 49
 FIRST_APP_ID: Final = 1001
 AVAILABLE_TIMEOUT_S: Final = 300.0
 POLL_S: Final = 0.1
+UNREACHED_LIMIT: Final = "100000000"
 # Default intervals make a node available after a minute or two; only the idle node is measured with them.
 SHORT_TICKS: Final = {"KMS_NODE_TICK_SECONDS": "1", "DATA_SYNC_INTERVAL_SECONDS": "1"}
 
@@ -93,9 +94,10 @@ class LoadCluster:
             "NOVA_APP_REGISTRY_ADDRESS": self._registry.deployment.nova_app_registry,
             "KMS_REGISTRY_ADDRESS": self._registry.deployment.kms_registry,
             "KMS_APP_ID": str(KMS_APP_ID),
-            "RATE_LIMIT_PER_MINUTE": "0",
-            "NONCE_RATE_LIMIT_PER_MINUTE": "0",
-            "IDENTITY_RATE_LIMIT_PER_MINUTE": "0",
+            # Counted like a node in service counts, and never reached.
+            "RATE_LIMIT_PER_MINUTE": UNREACHED_LIMIT,
+            "NONCE_RATE_LIMIT_PER_MINUTE": UNREACHED_LIMIT,
+            "IDENTITY_RATE_LIMIT_PER_MINUTE": UNREACHED_LIMIT,
             "LOG_FORMAT": "json",
         }
 

@@ -112,8 +112,8 @@ class FloorServer(LineProcess):
         super().__init__("bench.load.floor_server")
         self.port = free_port()
 
-    async def start(self, exchanges: Sequence[Exchange]) -> None:
-        """Raises `LoadError`."""
+    async def start(self, exchanges: Sequence[Exchange], *, bare: bool) -> None:
+        """`bare` as in `floor_server`. Raises `LoadError`."""
         routes = [exchange.route() for exchange in exchanges]
-        await self.say(json.dumps({"port": self.port, "routes": routes}))
+        await self.say(json.dumps({"port": self.port, "routes": routes, "bare": bare}))
         await self.hear(READY_TIMEOUT_S)

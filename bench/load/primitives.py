@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 from typing import Final
 
 from coincurve import PrivateKey, PublicKey
@@ -43,17 +44,17 @@ class Primitives:
 
 
 def measure_primitives(*plaintext_bytes: int, batch: int = BATCH) -> Primitives:
-    """Measure each: the fastest of several batches, since whatever else runs can only make one slower."""
+    """Measure each: the median of several batches, as what is divided by them is no minimum either."""
     key, digest = PrivateKey(b"\x01" * 32), os.urandom(32)
     signature = key.sign_recoverable(digest, hasher=None)
     shared, salt = os.urandom(SHARED_SECRET_BYTES), os.urandom(2 * SEC1_BYTES + _NONCE_BYTES)
     label, master = LABELS[0].encode(), os.urandom(32)
     return Primitives(
-        recover_s=_fastest(lambda: PublicKey.from_signature_and_message(signature, digest, hasher=None), batch),
-        sign_s=_fastest(lambda: key.sign_recoverable(digest, hasher=None), batch),
-        envelope_hkdf_s=_fastest(lambda: HKDF(SHA256(), 32, salt, label).derive(shared), batch),
-        app_hkdf_s=_fastest(lambda: HKDF(SHA256(), 32, b"nova-kms:app:101", b"disk").derive(master), batch),
-        cipher_s={size: _fastest(_encryption(size), batch) for size in plaintext_bytes},
+        recover_s=_typical(lambda: PublicKey.from_signature_and_message(signature, digest, hasher=None), batch),
+        sign_s=_typical(lambda: key.sign_recoverable(digest, hasher=None), batch),
+        envelope_hkdf_s=_typical(lambda: HKDF(SHA256(), 32, salt, label).derive(shared), batch),
+        app_hkdf_s=_typical(lambda: HKDF(SHA256(), 32, b"nova-kms:app:101", b"disk").derive(master), batch),
+        cipher_s={size: _typical(_encryption(size), batch) for size in plaintext_bytes},
     )
 
 
@@ -63,7 +64,7 @@ def _encryption(size: int) -> Callable[[], object]:
     return lambda: AESGCM(key).encrypt(nonce, plaintext, None)
 
 
-def _fastest(call: Callable[[], object], batch: int) -> float:
+def _typical(call: Callable[[], object], batch: int) -> float:
     times = []
     gc.disable()
     try:
@@ -74,4 +75,4 @@ def _fastest(call: Callable[[], object], batch: int) -> float:
             times.append((time.process_time() - begun) / batch)
     finally:
         gc.enable()
-    return min(times)
+    return median(times)

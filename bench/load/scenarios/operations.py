@@ -51,6 +51,8 @@ class _Rounds:
     nonce_route: list[Run] = field(default_factory=list)
     operation_route: list[Run] = field(default_factory=list)
     floors_s: list[float] = field(default_factory=list)
+    # The same with routes that are one ASGI callable.
+    bare_floors_s: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,29 +70,29 @@ class OperationBench:
         """One operation against its floor and against itself with the next nonce. Raises `LoadError`."""
         kind = KINDS[work]
         sample = await Sample.take(self.callers[0], self.node.address, kind.calls, kind.at_rest)
-        async with FloorServer() as server:
-            await server.start([sample.nonce, sample.operation])
+        async with FloorServer() as server, FloorServer() as bare:
+            await server.start([sample.nonce, sample.operation], bare=False)
+            await bare.start([sample.nonce, sample.operation], bare=True)
             rounds = _Rounds()
             for number in range(self.rounds):
                 step.say(f"round {number + 1} of {self.rounds}")
-                await self._round(kind, sample, server, rounds)
+                await self._round(kind, sample, server, bare, rounds)
         self._report(kind, rounds)
 
-    async def _round(self, kind: Kind, sample: Sample, server: FloorServer, rounds: _Rounds) -> None:
+    async def _round(self, kind: Kind, sample: Sample, server: FloorServer, bare: FloorServer, rounds: _Rounds) -> None:
         rounds.fetched.append(await run_job(self.client, self._job(kind.work, next_nonce=False), self.node.pid))
         rounds.nonce_route.append(await self._trivial(server, sample.nonce.request))
         rounds.next_nonce.append(await run_job(self.client, self._job(kind.work, next_nonce=True), self.node.pid))
         rounds.operation_route.append(await self._trivial(server, sample.operation.request))
+        bare_runs = [await self._trivial(bare, exchange.request) for exchange in (sample.nonce, sample.operation)]
         sizes = [size for size in (sample.sizes.request, sample.sizes.answer, sample.sizes.at_rest) if size is not None]
-        rounds.floors_s.append(
-            floor_s(
-                sample.sizes,
-                measure_primitives(*sizes),
-                rounds.nonce_route[-1].server_s_per_operation,
-                rounds.operation_route[-1].server_s_per_operation,
-                derives=kind.work is Work.DERIVE,
-            )
-        )
+        primitives = measure_primitives(*sizes)
+        for floors_s, runs in (
+            (rounds.floors_s, (rounds.nonce_route[-1], rounds.operation_route[-1])),
+            (rounds.bare_floors_s, bare_runs),
+        ):
+            nonce_s, operation_s = (run.server_s_per_operation for run in runs)
+            floors_s.append(floor_s(sample.sizes, primitives, nonce_s, operation_s, derives=kind.work is Work.DERIVE))
 
     def _job(self, work: Work, *, next_nonce: bool) -> Job:
         return Job(
@@ -127,8 +129,13 @@ class OperationBench:
         self.findings.figure(GROUP, "floor", 1e6 * median(rounds.floors_s), "µs CPU", what=f"nonce + {name}")
         cost = [run.server_s_per_operation for run in rounds.fetched]
         ratios = [spent / floor for spent, floor in zip(cost, rounds.floors_s, strict=True)]
+        bare = median(spent / floor for spent, floor in zip(cost, rounds.bare_floors_s, strict=True))
+        self.findings.figure(
+            GROUP, "CPU against the floor with bare callables for routes", bare, "×", what=f"nonce + {name}"
+        )
         self.findings.notes.append(
-            f"nonce + {name} against its floor, round by round: {', '.join(f'{ratio:.2f}' for ratio in ratios)}."
+            f"nonce + {name} against its floor, round by round: {', '.join(f'{ratio:.2f}' for ratio in ratios)}; with "
+            f"routes that are one ASGI callable, without Starlette, {bare:.2f} (median)."
         )
         self.findings.at_most(
             f"nonce + {name}, CPU against the floor",
@@ -136,7 +143,7 @@ class OperationBench:
             MAX_FLOOR_RATIO,
             "×",
             f"server CPU of GET /nonce and {name}, divided by recover + sign + the operation's HKDFs and AES-GCMs + "
-            "the same server's CPU for two trivial routes with the same bytes",
+            "the same server's CPU for two trivial Starlette routes with the same bytes",
             same_run=True,
         )
         self.findings.at_least(

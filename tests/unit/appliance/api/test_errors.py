@@ -53,7 +53,7 @@ def test_who_should_come_back_is_told_when_in_whole_seconds(retry_after_s: float
 
 
 def test_headers_are_added_and_bodies_are_compact_utf8() -> None:
-    response = error_response(METHOD_NOT_ALLOWED, "é", {"Allow": "GET"})
+    response = error_response(METHOD_NOT_ALLOWED, "é", [(b"allow", b"GET")])
     assert response.headers["allow"] == "GET"
     assert response.body == '{"code":"method_not_allowed","message":"é"}'.encode()
     assert json_response(200, {"a": 1}).body == b'{"a":1}'
