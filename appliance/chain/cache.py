@@ -50,11 +50,16 @@ class _Bounded(Generic[K, V]):
         return key in self._entries
 
     def get(self, key: K, now_ms: int) -> V | None:
+        entry = self.entry(key, now_ms)
+        return None if entry is None else entry.value
+
+    def entry(self, key: K, now_ms: int) -> _Entry[V] | None:
+        """What is remembered of this key and has not expired."""
         entry = self._entries.get(key)
         if entry is None or now_ms >= entry.expires_ms:
             return None
         self._entries.move_to_end(key)
-        return entry.value
+        return entry
 
     def put(self, key: K, value: V, read_ms: int) -> None:
         self._entries[key] = _Entry(value, read_ms + self._ttl_ms)
@@ -136,7 +141,7 @@ class _ReadThrough(Generic[K, V]):
         self._not_found: _Bounded[K, bool] = _Bounded(not_found_ttl_ms, MAX_NOT_FOUND)
         self._flights: _SingleFlight[K, V | None] = _SingleFlight()
         # What was found and is still believed, by key and the time now.
-        self.found = self._found.get
+        self.found = self._found.entry
 
     def was_found(self, key: K) -> bool:
         """Whether the key has been found before, however long ago, and is still remembered."""
@@ -149,9 +154,9 @@ class _ReadThrough(Generic[K, V]):
     def peek(self, key: K) -> tuple[V | None] | None:
         """What is remembered, in a tuple since not found is an answer; None if nothing valid is."""
         now_ms = self._clock.monotonic_ms()
-        value = self.found(key, now_ms)
-        if value is not None:
-            return (value,)
+        entry = self.found(key, now_ms)
+        if entry is not None:
+            return (entry.value,)
         return (None,) if self._not_found.get(key, now_ms) else None
 
     def remember(self, key: K, value: V | None, read_ms: int) -> None:
@@ -200,6 +205,7 @@ class CachedNovaRegistry:
         self._apps: _ReadThrough[int, App] = _ReadThrough(clock, ttl_ms, not_found_ttl_ms)
         self._versions: _ReadThrough[tuple[int, int], Version] = _ReadThrough(clock, ttl_ms, not_found_ttl_ms)
         self._pairs: _SingleFlight[tuple[int, int], tuple[App | None, Version | None]] = _SingleFlight()
+        self._facts: dict[str, _Entry[AppFacts]] = {}
         self._budget = _TokenBucket(clock, unknown_reads_per_s, unknown_reads_burst)
 
     async def get_instance_by_wallet(self, wallet: str) -> Instance | None:
@@ -219,12 +225,25 @@ class CachedNovaRegistry:
     def remembered_facts(self, wallet: str) -> AppFacts | None:
         """The wallet's instance with its app and version, when all three were found and are still believed."""
         now_ms = self._clock.monotonic_ms()
+        known = self._facts.get(wallet)
+        if known is None or now_ms >= known.expires_ms:
+            known = self._collect(wallet, now_ms)
+        return None if known is None else known.value
+
+    def _collect(self, wallet: str, now_ms: int) -> _Entry[AppFacts] | None:
+        """The three together, believed for as long as each of them."""
         instance = self._instances.found(wallet, now_ms)
         if instance is None:
             return None
-        app = self._apps.found(instance.app_id, now_ms)
-        version = self._versions.found((instance.app_id, instance.version_id), now_ms)
-        return None if app is None or version is None else (instance, app, version)
+        app = self._apps.found(instance.value.app_id, now_ms)
+        version = self._versions.found((instance.value.app_id, instance.value.version_id), now_ms)
+        if app is None or version is None:
+            return None
+        expires_ms = min(instance.expires_ms, app.expires_ms, version.expires_ms)
+        known = self._facts[wallet] = _Entry((instance.value, app.value, version.value), expires_ms)
+        if len(self._facts) > MAX_FOUND:
+            self._facts.pop(next(iter(self._facts)))
+        return known
 
     async def get_app(self, app_id: int) -> App | None:
         """The app with this id. Raises ChainError."""
