@@ -7,7 +7,7 @@ surrogate pairs, invalid UTF-8, a byte order mark. It is not constant-time: what
 import json
 from contextlib import suppress
 
-from kmscore._json import examine_canonical, examine_document, finite_number, refuse_constant, require_members
+from kmscore._json import examine_canonical, read_document
 from kmscore.errors import Reason, Rejected
 
 # The deepest body of the protocol is a delta (object, data, list, record, version): five levels. The rest is room for
@@ -17,7 +17,6 @@ MAX_DEPTH = 16
 # records in hex in JSON, has fewer than half as many.
 MAX_ITEMS = 1 << 22
 
-_DECODER = json.JSONDecoder(parse_float=finite_number, parse_constant=refuse_constant)
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -31,16 +30,7 @@ def parse_json(data: bytes, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_
     row, an escaped surrogate without its other half, invalid UTF-8, anything that is not exactly one JSON value, a
     repeated member name, and numbers that are NaN, infinite or too large for a float.
     """
-    members = examine_document(data, max_depth, max_items)
-    try:
-        value: object = _DECODER.decode(data.decode("utf-8"))
-    except ValueError:
-        pass
-    else:
-        require_members(value, members)
-        return value
-    # Raised out here so that our error does not carry the decoder's, which keeps the whole document.
-    raise Rejected(Reason.MALFORMED, "the body is not one valid JSON document in UTF-8")
+    return read_document(data, max_depth, max_items)
 
 
 def parse_json_object(data: bytes, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_ITEMS) -> dict[str, object]:
