@@ -22,6 +22,7 @@ EXTENSIONS = {
     "_json": [],
     "_keccak": [],
     "_mac": ["libcrypto"],
+    "_message": [],
     "_nonce": ["libcrypto"],
     "_pop": ["libsecp256k1", "libcrypto"],
     "_record": [],

@@ -1,9 +1,17 @@
-from libc.stdint cimport int64_t
-
-
 cdef inline Py_ssize_t distance(const void* start, const void* end) noexcept nogil:
     """end - start; written this way because Cython's overflow check does not compile for pointers."""
     return <Py_ssize_t>(<size_t>end - <size_t>start)
+
+
+# What some byte of a string is.
+cdef enum:
+    HAS_ESCAPE = 1   # a backslash
+    HAS_CONTROL = 2  # below 0x20
+    HAS_HIGH = 4     # not ASCII
+
+
+cdef object not_json()
+cdef int string_flags(const unsigned char* text, Py_ssize_t size) noexcept nogil
 
 
 cdef class Reader:

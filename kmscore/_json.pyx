@@ -21,9 +21,6 @@ cdef enum:
     # digits from which on the interpreter's int() raises.
     MAX_DIGITS = 78
     MAX_INT64_DIGITS = 18
-    # What the bytes of a string have in common.
-    HAS_ESCAPE = 1
-    HAS_CONTROL = 2
 
 # Not 10 ** MAX_DIGITS - 1, which C would compute as a double.
 cdef object LARGEST_INTEGER = int("9" * MAX_DIGITS)
@@ -141,11 +138,13 @@ cdef Py_ssize_t unescape(const unsigned char* text, Py_ssize_t size, unsigned ch
 cdef int string_flags(const unsigned char* text, Py_ssize_t size) noexcept nogil:
     cdef unsigned char escape = 0
     cdef unsigned char control = 0
+    cdef unsigned char all_bits = 0
     cdef Py_ssize_t i
     for i in range(size):
         escape |= text[i] == c'\\'
         control |= text[i] < 0x20
-    return (HAS_ESCAPE if escape else 0) | (HAS_CONTROL if control else 0)
+        all_bits |= text[i]
+    return (HAS_ESCAPE if escape else 0) | (HAS_CONTROL if control else 0) | (HAS_HIGH if all_bits & 0x80 else 0)
 
 
 # --- documents ---

@@ -179,6 +179,28 @@ cdef class Record:
     def __dealloc__(self):
         free(self.clock)
 
+    cdef bint set_clock(self, const Counter *counters, size_t entries) except -1:
+        """Whether no name is there twice. Counters are above 0, names at most 128 bytes."""
+        cdef size_t size = entries * sizeof(ClockEntry)
+        cdef size_t i
+        cdef char *at
+        for i in range(entries):
+            size += writer_block(counters[i].name_size)
+        self.clock = <ClockEntry *>malloc(size)
+        if self.clock == NULL:
+            raise MemoryError()
+        at = <char *>(self.clock + entries)
+        for i in range(entries):
+            self.clock[i].counter = counters[i].count
+            self.clock[i].writer = place_writer(at, counters[i].name, counters[i].name_size)
+            at += writer_block(counters[i].name_size)
+        self.entries = entries
+        sort_clock(self.clock, entries)
+        for i in range(1, entries):
+            if compare_writers(self.clock[i - 1].writer, self.clock[i].writer) == 0:
+                return False
+        return True
+
     cdef int _set_version(self, object version) except -1:
         cdef Py_ssize_t position = 0
         cdef PyObject *name
@@ -295,6 +317,8 @@ cdef object member(dict members, str name):
 def parse_record(obj, limits) -> Record:
     """The record in a peer's JSON object `obj`, as it comes out of the JSON parser (protocol §5).
 
+    A Record, as `read_message` makes them of what is plainly written, is held to the sizes in `limits` and returned.
+
     `limits` is a StoreLimits. Unknown members are ignored; `ttl_ms` may be absent. Raises RecordRefused for, in this
     order: an object that is none or lacks a member; a bad or too long key; a tombstone with a value or a live record
     without one; a value that is not hex, is over the limit (28 bytes of nonce and tag beyond `max_value_bytes`) or
@@ -305,6 +329,12 @@ def parse_record(obj, limits) -> Record:
     cdef object tombstone
     cdef object value
     cdef PyObject *ttl_ms
+    if isinstance(obj, Record):
+        record = obj
+        check_key(record.key, limits.max_peer_key_bytes)
+        if record.value is not None and PyBytes_GET_SIZE(record.value) > <Py_ssize_t>limits.max_value_bytes + SEAL_BYTES:
+            raise RecordRefused(SkipReason.VALUE_TOO_LARGE, "a record's value is too large")
+        return record
     if not PyDict_CheckExact(obj):
         raise malformed("a record must be an object")
     members = obj
@@ -365,6 +395,10 @@ cdef size_t json_number_bytes(int64_t number) noexcept nogil:
 
 def encoded_bytes(Record record not None) -> int:
     """The length of `encode_record(record)` in compact JSON, without making it."""
+    return record_json_bytes(record)
+
+
+cdef size_t record_json_bytes(Record record) except 0:
     cdef Py_ssize_t key_size = 0
     cdef const char *key = PyUnicode_AsUTF8AndSize(record.key, &key_size)
     cdef size_t total = 70 + json_text_bytes(key, <size_t>key_size)  # 70: braces, member names, colons and commas
