@@ -41,6 +41,7 @@ cdef extern from "Python.h":
 cdef enum:
     SEAL_BYTES = 28         # nonce and tag of a value at rest (protocol §5)
     MAX_PEER_KEY_BYTES = 65536
+    STEP_RECORD_BYTES = 512  # checking and merging a record takes about as long as decrypting so much
 
 cdef tuple OUTCOMES = tuple(MergeOutcome)
 
@@ -314,7 +315,7 @@ cdef object member(dict members, str name):
     return <object>found
 
 
-def parse_record(obj, limits) -> Record:
+cpdef Record parse_record(obj, limits):
     """The record in a peer's JSON object `obj`, as it comes out of the JSON parser (protocol §5).
 
     A Record, as `read_message` makes them of what is plainly written, is held to the sizes in `limits` and returned.
@@ -357,6 +358,33 @@ def parse_record(obj, limits) -> Record:
         record.ttl_ms = checked_number(<object>ttl_ms, "a record's ttl must be an integer from 0 to 2^62")
     record._set_version(version)
     return record
+
+
+def parse_records(list items not None, Py_ssize_t first, limits, Py_ssize_t step_bytes) -> tuple:
+    """What `parse_record` makes of the items from `first` on, until about `step_bytes` of values have been read.
+
+    Returns the records, the SkipReason of each item that is none, and the position to go on from. The items are gone
+    from the list then: None takes their place, so that what is read in steps is also freed in steps.
+    """
+    cdef list records = []
+    cdef list refusals = []
+    cdef Py_ssize_t at = first
+    cdef object item
+    cdef Record record
+    while at < len(items) and step_bytes > 0:
+        item = items[at]
+        items[at] = None
+        at += 1
+        step_bytes -= STEP_RECORD_BYTES
+        try:
+            record = parse_record(item, limits)
+        except RecordRefused as refusal:
+            refusals.append(refusal.skip_reason)
+        else:
+            if record.value is not None:
+                step_bytes -= PyBytes_GET_SIZE(record.value)
+            records.append(record)
+    return records, refusals, at
 
 
 def encode_record(Record record not None) -> dict:

@@ -6,12 +6,15 @@ provider does the cryptography.
 
 import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import NamedTuple
+
+import anyio
 
 from appliance.tee.port import TeeProvider
 from kmscore.envelope import Envelope, TeePublicKey, parse_tee_pubkey_der
-from kmscore.errors import Reason, Rejected
-from kmscore.json import parse_json_object
+from kmscore.errors import InvariantBroken, Reason, Rejected
+from kmscore.message import read_message
 from kmscore.nonce import EnvelopeNonces
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -97,7 +100,7 @@ class EnvelopeGate:
         plaintext, label = await self._tee.open(envelope, registered)
         self._nonces.remember(registered.der, envelope.nonce)
         self.labels.remember(registered, label)
-        return parse_json_object(plaintext, max_items=self._max_items), label
+        return await parse_inner(plaintext, max_items=self._max_items), label
 
 
 def parse_sender(der: bytes) -> TeePublicKey:
@@ -108,10 +111,23 @@ def parse_sender(der: bytes) -> TeePublicKey:
         raise Rejected(Reason.MALFORMED, "sender_tee_pubkey is not a P-384 key in DER") from error
 
 
-def encode_inner(inner: dict[str, object], data: bytes | None = None) -> bytes:
+async def parse_inner(text: bytes, *, max_items: int) -> dict[str, object]:
+    """The inner object that `text` is, as `read_message` reads it: a long one in steps, between which others run."""
+    for inner in read_message(text, max_items=max_items):
+        if inner is not None:
+            return inner
+        await anyio.lowlevel.checkpoint()
+    raise InvariantBroken("a message was read to its end and is not there")
+
+
+def encode_inner(inner: Mapping[str, object], data: bytes | None = None) -> bytes:
     """The one encoder of inner objects: compact UTF-8 JSON. `data` is what their member of that name is, encoded
-    already: for what takes so long to encode that it is done in parts.
+    already, as it may also be in `inner`: for records, and what takes so long to encode that it is done in parts.
     """
+    written = inner.get("data")
+    if isinstance(written, bytes):
+        data = written
+        inner = {name: value for name, value in inner.items() if name != "data"}
     text = _ENCODER.encode(inner).encode()
     if data is None:
         return text

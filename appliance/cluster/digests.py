@@ -16,7 +16,7 @@ import anyio
 from appliance.clock import Clock
 from appliance.cluster.keys import ClusterKeys
 from appliance.cluster.messages import MAX_PAGE_INNER_BYTES, PAGE_RECORD_BYTES, PUSH_RECORDS
-from appliance.cluster.replica import Entry, Replica, encode_records, fitting, parse_app_id
+from appliance.cluster.replica import Entry, Replica, encode_entries, fitting, parse_app_id
 from kmscore.errors import Reason, Rejected, Unavailable
 
 MAX_RANGES = 256
@@ -205,7 +205,7 @@ class DigestServer:
         chosen = fitting(entries, MAX_PAGE_INNER_BYTES)
         if len(chosen) < len(entries):
             count = places[len(chosen)]
-        data = encode_records([(app_id, record) for app_id, _, record in chosen])
+        data = encode_entries(chosen)
         return {"status": "ok", "data": data, "count": count}
 
     def _range(self, wanted: Range) -> tuple[dict[str, object], int]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from appliance.auth.envelopes import encode_inner
 from appliance.cluster.messages import (
     EXT_SNAPSHOT_PAGES,
     MAX_PAGE_ANSWER_BYTES,
@@ -22,11 +21,12 @@ from appliance.cluster.messages import (
     SNAPSHOT_REQUEST,
 )
 from appliance.cluster.peers import Peer
-from appliance.cluster.replica import Replica, encode_records, fitting, name_digest
+from appliance.cluster.replica import Replica, by_app, encode_entries, fitting, join_lists, name_digest
 from appliance.cluster.transport import PeerAnswer, PeerTransport, PeerUntrusted
 from appliance.log import short
 from kmscore.errors import Reason, Rejected, Unavailable
-from kmscore.store import SkipReason, encode_record
+from kmscore.message import write_records
+from kmscore.store import SkipReason
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class SnapshotServer:
         batch = self._replica.store.since(after, limit_records=PAGE_RECORDS, limit_bytes=PAGE_RECORD_BYTES)
         entries = fitting(batch.records, MAX_PAGE_INNER_BYTES)
         whole = len(entries) == len(batch.records)
-        data = encode_records([(app_id, record) for app_id, _, record in entries])
+        data = encode_entries(entries)
         position = batch.next_seq if whole else entries[-1][1]
         return {"status": "ok", "data": data, "next": position, "done": batch.done and whole}
 
@@ -90,14 +90,14 @@ class SnapshotServer:
         done = False
         while not done:
             batch = self._replica.store.since(seq, limit_records=PAGE_RECORDS, limit_bytes=PAGE_RECORD_BYTES)
-            for app_id, _, record in batch.records:
-                lists.setdefault(app_id, []).append(encode_inner(encode_record(record)))
-                size += WIRE_FACTOR * (len(record.key) + len(record.value or b"") + 128)
+            for app_id, records in by_app(batch.records).items():
+                lists.setdefault(app_id, []).append(write_records(records))
+                size += sum(WIRE_FACTOR * (len(record.key) + len(record.value or b"") + 128) for record in records)
             if size > self._max_answer_bytes:
                 raise Rejected(Reason.TOO_LARGE, "the store is too large for one answer; ask for pages")
             seq, done = batch.next_seq, batch.done
             await anyio.lowlevel.checkpoint()
-        return b"{%b}" % b",".join(b'"%d":[%b]' % (app_id, b",".join(records)) for app_id, records in lists.items())
+        return join_lists(lists)
 
 
 class SnapshotClient:
@@ -166,7 +166,7 @@ class SnapshotClient:
         if snapshot.records > self._max_records:
             raise PeerUntrusted("the snapshot holds more records than a store can")
         if keep_names:
-            snapshot.named.update(name_digest(app_id, record.key) for app_id, record in incoming.accepted)
+            snapshot.named.update(name_digest(app_id, record.key) for app_id, record in incoming.each())
         if report.rejected:
             logger.error(
                 "snapshot records refused",
