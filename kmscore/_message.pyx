@@ -363,21 +363,82 @@ cdef char *put_record(char *out, Record record) except NULL:
     return put(out, b"}", 1)
 
 
+def count_fitting(entries not None, size_t limit_bytes) -> int:
+    """How many of the (app id, sequence number, Record), from the first, take no more than `limit_bytes` in JSON.
+
+    At least one if there is any. The commas between them count, the names of their apps do not.
+    """
+    cdef size_t size = 0
+    cdef Py_ssize_t count = 0
+    cdef Record record
+    for entry in entries:
+        record = (<tuple?>entry)[2]
+        size += record_json_bytes(record) + 1
+        if size > limit_bytes and count > 0:
+            return count
+        count += 1
+    return count
+
+
 def write_records(list records not None):
     """The elements of a list of records in compact JSON, with commas between them: what `encode_record` says."""
+    cdef bytes text
+    cdef size_t size = records_bytes(records)
+    if size == 0:
+        return b""
+    text = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
+    put_records(PyBytes_AS_STRING(text), records)
+    return text
+
+
+def write_data(entries not None):
+    """The `data` member of a message in compact JSON: the Records of (app id, sequence number, Record) by app.
+
+    Apps stand in the order in which they first appear, the records of each in theirs.
+    """
+    cdef dict lists = {}
+    cdef list records
+    cdef list names = []
+    cdef size_t size = 1
+    cdef bytes text, name
+    cdef char *out
+    for entry in entries:
+        app_id, _, record = <tuple?>entry
+        records = lists.get(app_id)
+        if records is None:
+            lists[app_id] = records = []
+        records.append(record)
+    for app_id, records in lists.items():
+        name = b',"%d":[' % app_id
+        names.append(name)
+        size += <size_t>PyBytes_GET_SIZE(name) + records_bytes(records) + 1
+    if not names:
+        return b"{}"
+    text = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
+    out = PyBytes_AS_STRING(text)
+    for name, records in zip(names, lists.values()):
+        out = put_records(put(out, PyBytes_AS_STRING(name), <size_t>PyBytes_GET_SIZE(name)), records)
+        out = put(out, b"]", 1)
+    put(out, b"}", 1)
+    PyBytes_AS_STRING(text)[0] = c"{"  # where the first name has a comma
+    return text
+
+
+cdef size_t records_bytes(list records) except? 0:
+    """What `put_records` writes."""
     cdef size_t size = 0
     cdef Record record
-    cdef bytes text
-    cdef char *out
-    if not records:
-        return b""
     for item in records:
         record = item
         size += record_json_bytes(record) + 1
-    text = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size - 1)
-    out = PyBytes_AS_STRING(text)
+    return size - 1 if size > 0 else 0
+
+
+cdef char *put_records(char *out, list records) except NULL:
+    cdef bint first = True
     for item in records:
-        if out > PyBytes_AS_STRING(text):
+        if not first:
             out = put(out, b",", 1)
+        first = False
         out = put_record(out, item)
-    return text
+    return out

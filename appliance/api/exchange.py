@@ -5,7 +5,7 @@ nothing.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import anyio
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from appliance.api.errors import response_for
-from appliance.auth.envelopes import EnvelopeGate, encode_inner
+from appliance.auth.envelopes import EnvelopeGate, encode_inner, encode_inner_in_parts
 from appliance.auth.pop import PopVerifier, VerifiedPop
 from appliance.cluster.replica import Replica
 from appliance.tee.port import TeeProvider
@@ -32,10 +32,10 @@ REFUSAL_SIGNING_DEADLINE_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """An operation that changes nothing, and its inner answer; `data` is as for `encode_inner`."""
+    """An operation that changes nothing, and its inner answer; `data` is as for `encode_inner`, or in parts."""
 
     inner: dict[str, object]
-    data: bytes | None = None
+    data: bytes | list[bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,14 @@ class Change:
 
     plan: Callable[[], dict[str, object]]
     apply: Callable[[], dict[str, object]]
+
+
+@dataclass(frozen=True, slots=True)
+class SteppedChange:
+    """The same for what takes so long that others get their turn in between, readers of the store included."""
+
+    plan: Callable[[], Awaitable[dict[str, object]]]
+    apply: Callable[[], Awaitable[dict[str, object]]]
 
 
 class SealedAnswer(Response):
@@ -89,7 +97,7 @@ class Answerer:
 
     async def answer(
         self,
-        operation: Reading | Change,
+        operation: Reading | Change | SteppedChange,
         *,
         pop: VerifiedPop,
         key: TeePublicKey,
@@ -102,17 +110,22 @@ class Answerer:
         `extra` joins the inner answer. Raises `Rejected` from the operation, `Unavailable` from the TEE provider.
         """
 
-        def inner_text(inner: dict[str, object], data: bytes | None = None) -> bytes:
-            return encode_inner({**inner, **(extra or {}), "answer_to": pop.nonce}, data)
+        def inner_text(inner: dict[str, object], data: bytes | list[bytes] | None = None) -> bytes | list[bytes]:
+            inner = {**inner, **(extra or {}), "answer_to": pop.nonce}
+            if not isinstance(data, list):
+                return encode_inner(inner, data)
+            parts = encode_inner_in_parts(inner, data)
+            data.clear()
+            return parts
 
         signature = await self._tee.sign_message(response_text(pop.signature, self._wallet))
         if isinstance(operation, Reading):
             envelope = await self._gate.seal(inner_text(operation.inner, operation.data), key, label)
         else:
             async with self._replica.writing():
-                planned = operation.plan()
+                planned = operation.plan() if isinstance(operation, Change) else await operation.plan()
                 envelope = await self._gate.seal(inner_text(planned), key, label)
-                done = operation.apply()
+                done = operation.apply() if isinstance(operation, Change) else await operation.apply()
             if done != planned:
                 # The records of a delta can exhaust the store together though each would fit: say what came of it.
                 envelope = await self._gate.seal(inner_text(done), key, label)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import anyio
+import anyio.to_thread
 
 from appliance.tee.port import TeeProvider
 from kmscore.envelope import Envelope, TeePublicKey, parse_tee_pubkey_der
@@ -21,6 +22,10 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan
 
 # Members that only answers have: a request that carries one is an answer of ours handed back (protocol §3).
 ANSWER_ONLY_MEMBERS = frozenset({"app_id", "answer_to"})
+
+
+# Parts of a long message freed between two chances for others.
+PARTS_PER_STEP = 16
 
 
 class LabelMemory:
@@ -84,11 +89,14 @@ class EnvelopeGate:
             raise Rejected(Reason.NONCE, "the answer was made for another request")
         return inner
 
-    async def seal(self, inner: bytes, registered: TeePublicKey, label: str | None) -> Envelope:
+    async def seal(self, inner: bytes | list[bytes], registered: TeePublicKey, label: str | None) -> Envelope:
         """Seal `inner` (JSON text) to `registered`; `label` None means the one this key used last.
 
-        Raises `Unavailable` when the TEE provider does not answer.
+        Parts of a text are put together in a thread, and gone from their list then. Raises `Unavailable` when the TEE
+        provider does not answer.
         """
+        if isinstance(inner, list):
+            inner = await _join(inner)
         envelope = await self._tee.seal(inner, registered, label or self.labels.get(registered))
         self._nonces.remember(registered.der, envelope.nonce)
         return envelope
@@ -101,6 +109,14 @@ class EnvelopeGate:
         self._nonces.remember(registered.der, envelope.nonce)
         self.labels.remember(registered, label)
         return await parse_inner(plaintext, max_items=self._max_items), label
+
+
+async def _join(parts: list[bytes]) -> bytes:
+    text = await anyio.to_thread.run_sync(b"".join, parts)  # without the GIL from a megabyte on
+    while parts:
+        del parts[-PARTS_PER_STEP:]
+        await anyio.lowlevel.checkpoint()
+    return text
 
 
 def parse_sender(der: bytes) -> TeePublicKey:
@@ -122,13 +138,20 @@ async def parse_inner(text: bytes, *, max_items: int) -> dict[str, object]:
 
 def encode_inner(inner: Mapping[str, object], data: bytes | None = None) -> bytes:
     """The one encoder of inner objects: compact UTF-8 JSON. `data` is what their member of that name is, encoded
-    already, as it may also be in `inner`: for records, and what takes so long to encode that it is done in parts.
+    already, as it may also be in `inner`.
     """
     written = inner.get("data")
     if isinstance(written, bytes):
         data = written
         inner = {name: value for name, value in inner.items() if name != "data"}
     text = _ENCODER.encode(inner).encode()
-    if data is None:
-        return text
-    return b'{"data":%b}' % data if text == b"{}" else b'{"data":%b,%b' % (data, text[1:])
+    return text if data is None else b'{"data":%b%b' % (data, _after_data(text))
+
+
+def encode_inner_in_parts(inner: Mapping[str, object], data: list[bytes]) -> list[bytes]:
+    """The same with `data` in parts, for what is too long to be put together in one step."""
+    return [b'{"data":', *data, _after_data(_ENCODER.encode(inner).encode())]
+
+
+def _after_data(text: bytes) -> bytes:
+    return b"}" if text == b"{}" else b"," + text[1:]

@@ -7,7 +7,7 @@ plan → seal → apply under the write lock; what has no await in between never
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -15,14 +15,13 @@ import anyio
 from appliance.clock import Clock
 from appliance.cluster.keys import ClusterKeys
 from kmscore.errors import Reason, Rejected, Unavailable
-from kmscore.message import write_records
+from kmscore.message import count_fitting
 from kmscore.store import (
     MergeOutcome,
     Record,
     Store,
     StoreLimits,
     count_outcomes,
-    encoded_bytes,
     parse_records,
 )
 
@@ -32,6 +31,7 @@ Entry = tuple[int, int, Record]  # app id, local sequence number, record
 
 # What is done with records between two chances for other requests: at most about a millisecond of work.
 RECORDS_PER_SLICE = 250
+MERGES_PER_SLICE = 500
 SLICE_BYTES = 256 * 1024
 RECORDS_OF_AN_APP = 5  # deriving an app's key takes as long as so many records
 MAX_APP_ID = 2**256 - 1
@@ -56,6 +56,22 @@ class IncomingRecords:
     @property
     def total(self) -> int:
         return sum(len(records) for _, records in self.accepted) + self.refused.total()
+
+    def slices(self) -> Iterator["IncomingRecords"]:
+        """The same in slices that are merged in about a millisecond, at least one; each leaves this object."""
+        part = IncomingRecords(self.generation, refused=self.refused)
+        self.refused = Counter()
+        count = 0
+        self.accepted.reverse()
+        while self.accepted:
+            app_id, records = self.accepted.pop()
+            if count and count + len(records) > MERGES_PER_SLICE:
+                yield part
+                part = IncomingRecords(self.generation)
+                count = 0
+            part.accepted.append((app_id, records))
+            count += len(records)
+        yield part
 
     def each(self) -> Iterator[tuple[int, Record]]:
         """The accepted records with their app ids, one by one."""
@@ -230,21 +246,39 @@ class Replica:
             incoming.accepted.append((app_id, readable))
         return following
 
-    def evaluate(self, incoming: IncomingRecords) -> MergeReport:
-        """What `merge` would report now, and raise; changes nothing."""
+    async def evaluate(self, incoming: IncomingRecords) -> MergeReport:
+        """What `take_in` would report now, and raise; changes nothing. To be called under the write lock."""
         self._keys.require_generation(incoming.generation)
         now_ms = self._clock.now_ms()
         outcomes: list[MergeOutcome] = []
+        pause = MERGES_PER_SLICE
         for app_id, records in incoming.accepted:
+            if len(outcomes) + len(records) > pause:
+                pause = len(outcomes) + MERGES_PER_SLICE
+                await anyio.lowlevel.checkpoint()
             outcomes += self.store.evaluate_each(app_id, records, now_ms)
-        return self._report(incoming, outcomes)
+        return self._report(incoming.total, incoming.refused, outcomes)
+
+    async def take_in(self, incoming: IncomingRecords, source: str) -> MergeReport:
+        """`merge` in slices, between which others may read; nothing is left in `incoming` then.
+
+        To be called under the write lock.
+        """
+        total, refused = incoming.total, incoming.refused
+        outcomes: list[MergeOutcome] = []
+        for part in incoming.slices():
+            if outcomes:
+                await anyio.lowlevel.checkpoint()
+            outcomes += self.merge_each(part, source)
+        return self._report(total, refused, outcomes)
 
     def merge(self, incoming: IncomingRecords, source: str, *, snapshot: bool = False) -> MergeReport:
         """Merge checked records of peer `source` into the store.
 
         Raises `Unavailable` when they were checked against a master secret that has been replaced since.
         """
-        return self._report(incoming, self.merge_each(incoming, source, snapshot=snapshot))
+        outcomes = self.merge_each(incoming, source, snapshot=snapshot)
+        return self._report(incoming.total, incoming.refused, outcomes)
 
     def merge_each(self, incoming: IncomingRecords, source: str, *, snapshot: bool = False) -> list[MergeOutcome]:
         """`merge`, with what became of each of `incoming.each()`."""
@@ -255,10 +289,10 @@ class Replica:
             outcomes += self.store.merge_each(app_id, records, now_ms, source, snapshot)
         return outcomes
 
-    def _report(self, incoming: IncomingRecords, outcomes: list[MergeOutcome]) -> MergeReport:
-        reasons = Counter(incoming.refused)
+    def _report(self, total: int, refused: Counter[str], outcomes: list[MergeOutcome]) -> MergeReport:
+        reasons = Counter(refused)
         merged = 0
-        rejected = incoming.refused.total()
+        rejected = refused.total()
         for outcome, count in count_outcomes(outcomes).items():
             if outcome.accepted:
                 merged += count
@@ -266,9 +300,9 @@ class Replica:
                 reasons[outcome.value] += count
                 rejected += count * outcome.refused
         return MergeReport(
-            total=incoming.total,
+            total=total,
             merged=merged,
-            skipped=incoming.total - merged - rejected,
+            skipped=total - merged - rejected,
             rejected=rejected,
             skip_reasons=dict(sorted(reasons.items())),
         )
@@ -284,11 +318,6 @@ def parse_app_id(text: object) -> int:
     return app_id
 
 
-def encode_entries(entries: Sequence[Entry]) -> bytes:
-    """The `data` member for these records in JSON, grouped by app, each app's in the given order."""
-    return join_lists({app_id: [write_records(records)] for app_id, records in by_app(entries).items()})
-
-
 def by_app(entries: Sequence[Entry]) -> dict[int, list[Record]]:
     lists: dict[int, list[Record]] = {}
     for app_id, _, record in entries:
@@ -296,22 +325,13 @@ def by_app(entries: Sequence[Entry]) -> dict[int, list[Record]]:
     return lists
 
 
-def join_lists(lists: Mapping[int, Sequence[bytes]]) -> bytes:
-    """The `data` member of these parts of lists of records, by app."""
-    return b"{%b}" % b",".join(b'"%d":[%b]' % (app_id, b",".join(parts)) for app_id, parts in lists.items())
-
-
 def fitting(entries: Sequence[Entry], limit_bytes: int) -> Sequence[Entry]:
     """As many of the entries, from the first, as fit into an inner message of `limit_bytes`; at least one if any.
 
     Keys and clocks count as they are written: a record can be small in the store and large on the wire.
     """
-    size = 0
-    for position, (_, _, record) in enumerate(entries):
-        size += encoded_bytes(record) + 1
-        if size > limit_bytes and position:
-            return entries[:position]
-    return entries
+    count = count_fitting(entries, limit_bytes)
+    return entries if count == len(entries) else entries[:count]
 
 
 def name_digest(app_id: int, key: str) -> bytes:

@@ -38,7 +38,7 @@ from appliance.cluster.keys import ClusterKeys
 from appliance.cluster.messages import DELTA, MAX_SMALL_ANSWER_BYTES
 from appliance.cluster.peers import PeerCache
 from appliance.cluster.push import Pusher
-from appliance.cluster.replica import Replica, encode_entries
+from appliance.cluster.replica import Replica
 from appliance.cluster.snapshot import SnapshotClient, SnapshotServer
 from appliance.cluster.transport import PeerTransport
 from appliance.http import new_http_client
@@ -50,6 +50,7 @@ from kmscore.envelope import LABELS, AgreementKey
 from kmscore.errors import Unavailable
 from kmscore.json import MAX_ITEMS
 from kmscore.kdf import master_secret_hash
+from kmscore.message import write_data
 from kmscore.nonce import EnvelopeNonces, NonceIssuer, UsedNonces
 from kmscore.pop import WalletKey
 from kmscore.secret import SecretBytes
@@ -284,7 +285,7 @@ def _records(sender: Side, number: int) -> bytes:
         store.put(APP_ID, f"key-{number}-{record:08d}", ciphertext, 0, now_ms)
     first = store.last_seq - BATCH_RECORDS
     batch = store.since(first, limit_records=BATCH_RECORDS, limit_bytes=1 << 40)
-    return encode_entries(batch.records)
+    return write_data(batch.records)
 
 
 def member_s(member: MemberFacts, repeats: int) -> float:

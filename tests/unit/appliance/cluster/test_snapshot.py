@@ -140,7 +140,7 @@ class TestServing:
             after, done = int(str(page["next"])), page["done"] is True
         assert sorted(names) == [f"key {number}" for number in range(8)]
         whole = await server.whole()
-        assert sorted(item["key"] for item in json.loads(whole)[APP]) == sorted(names)
+        assert sorted(item["key"] for item in json.loads(b"".join(whole))[APP]) == sorted(names)
 
     @pytest.mark.parametrize("after", [None, -1, True, "0", 1.0, 2**63, []])
     async def test_a_position_that_is_none_is_refused(self, bench: Bench, after: object) -> None:
