@@ -25,6 +25,7 @@ EXTENSIONS = {
     "_keccak": [],
     "_limits": [],
     "_mac": ["libcrypto"],
+    "_message": [],
     "_nonce": ["libcrypto"],
     "_pop": ["libsecp256k1", "libcrypto"],
     "_proof": [],

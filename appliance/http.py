@@ -2,6 +2,7 @@
 
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
+import anyio.to_thread
 import httpx
 
 from appliance.egress import Tunnels, TunnelTransport
@@ -11,6 +12,8 @@ from kmscore.proof import MAX_NONCE_CHARS
 # Whatever httpx raises for a request: its stream errors are no HTTPError.
 HTTP_FAILURES = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
 MAX_RETRY_AFTER_S = 3600.0
+# Longer bodies are put together in a thread, which does not keep the GIL for it.
+JOIN_INLINE_BYTES = 2 << 20
 
 
 class AnswerTooLarge(Exception):
@@ -43,12 +46,14 @@ def no_cookies() -> CookieJar:
 
 async def read_bounded(response: httpx.Response, limit_bytes: int) -> bytes:
     """The raw body of a streamed response. Raises `AnswerTooLarge` as soon as it exceeds `limit_bytes`."""
-    body = bytearray()
+    chunks: list[bytes] = []
+    size = 0
     async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > limit_bytes:
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > limit_bytes:
             raise AnswerTooLarge(f"the answer is larger than {limit_bytes} bytes")
-    return bytes(body)
+    return b"".join(chunks) if size <= JOIN_INLINE_BYTES else await anyio.to_thread.run_sync(b"".join, chunks)
 
 
 def parse_retry_after_s(text: str | None) -> float | None:

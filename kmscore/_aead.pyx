@@ -27,6 +27,7 @@ from kmscore._ffi.crypto cimport (
 )
 from kmscore._mac cimport TAG_BYTES as BLOCK_BYTES
 from kmscore._mac cimport Hmac, hmac_finish, hmac_start, hmac_update
+from kmscore._record cimport Record
 from kmscore._secret cimport SecretBytes, wipe_memory
 
 from kmscore.errors import InvariantBroken, Reason, Rejected
@@ -278,19 +279,34 @@ cdef class DataCipher:
 
     def check(self, bytes ciphertext not None):
         """Raises `Rejected(UNDECRYPTABLE)` for a ciphertext that `open` would refuse; nothing is returned."""
+        if not self._opens(ciphertext):
+            raise undecryptable()
+
+    def readable(self, list records not None):
+        """Those of the Records whose values `open` would take, and the tombstones."""
+        cdef list kept = []
+        cdef Record record
+        for item in records:
+            record = item
+            if record.value is None or self._opens(record.value):
+                kept.append(record)
+        return kept
+
+    cdef bint _opens(self, bytes ciphertext) except -1:
         cdef const unsigned char* data = ciphertext
         cdef Py_ssize_t size = len(ciphertext) - NONCE_BYTES - TAG_BYTES
         cdef unsigned char plaintext[CHECKED_INLINE_BYTES]
         cdef Verdict verdict
-        if not 0 <= size <= CHECKED_INLINE_BYTES:
-            self.open(ciphertext)
-            return
+        if size < 0:
+            return False
+        if size > CHECKED_INLINE_BYTES:
+            check_lengths(KEY_BYTES, NONCE_BYTES, len(ciphertext))
+            return opened(self._key, data, data + NONCE_BYTES, size) is not None
         verdict = decrypt_with(self._checking, data, data + NONCE_BYTES, <int>size, plaintext)
         wipe_memory(plaintext, <size_t>size)
-        if verdict == WRONG_TAG:
-            raise undecryptable()
-        if verdict != GOOD:
+        if verdict == LIBRARY_BROKEN:
             raise InvariantBroken("libcrypto does not decrypt with AES-256-GCM")
+        return verdict == GOOD
 
     def __repr__(self):
         return "DataCipher()"

@@ -1,13 +1,17 @@
-"""The checks before and after the standard library's JSON scanner, and its hooks.
+"""The strict JSON reader, and what may be written in the canonical form.
 
-The scanner accepts what this project must not: any nesting, repeated member names, NaN, infinities, lone surrogates and
-integers whose conversion is quadratic. Refuses to build values itself: syntax and UTF-8 are the scanner's and the
-decoder's to refuse, in `kmscore.json`.
+It reads UTF-8 as it came and accepts nothing that two readers could understand differently or that costs more than its
+size: repeated member names, NaN, infinities, lone surrogates, any nesting, integers whose conversion is quadratic.
+Refuses with one word and echoes nothing. `kmscore._message` reads on with the same `Reader`.
 """
 
-from libc.string cimport memchr
-
-from math import isinf
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.math cimport isinf
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memchr, strncmp
 
 from kmscore.errors import Reason, Rejected
 
@@ -16,21 +20,21 @@ cdef enum:
     # The digits of 2**256 - 1, the largest number of the protocol (an app id is a uint256). Also far below the 4,300
     # digits from which on the interpreter's int() raises.
     MAX_DIGITS = 78
-    # From here on a scan takes 10 µs or more, and other threads may run meanwhile.
-    RELEASE_GIL_BYTES = 16384
+    MAX_INT64_DIGITS = 18
 
 # Not 10 ** MAX_DIGITS - 1, which C would compute as a double.
 cdef object LARGEST_INTEGER = int("9" * MAX_DIGITS)
 
 
-cdef enum Verdict:
-    ACCEPTABLE
-    TOO_DEEP
-    TOO_MANY
-    TOO_LONG_NUMBER
-    LONE_SURROGATE
-    BROKEN
+cdef object malformed(str message):
+    return Rejected(Reason.MALFORMED, message)
 
+
+cdef object not_json():
+    return malformed("the body is not one valid JSON document in UTF-8")
+
+
+# --- strings ---
 
 cdef inline int hex_digit(unsigned char c) noexcept nogil:
     """The value of a hex digit, -1 when it is none."""
@@ -57,151 +61,329 @@ cdef inline int code_unit(const unsigned char* escape, Py_ssize_t left) noexcept
     return value
 
 
-cdef inline Py_ssize_t distance(const void* start, const void* end) noexcept nogil:
-    """end - start; written this way because Cython's overflow check does not compile for pointers."""
-    return <Py_ssize_t>(<size_t>end - <size_t>start)
+cdef inline int short_escape(unsigned char c) noexcept nogil:
+    """What a backslash and this character stand for, -1 when they stand for nothing."""
+    if c == c'"' or c == c'\\' or c == c'/':
+        return c
+    if c == c'b':
+        return 8
+    if c == c'f':
+        return 12
+    if c == c'n':
+        return 10
+    if c == c'r':
+        return 13
+    if c == c't':
+        return 9
+    return -1
 
 
-cdef Verdict skip_string(const unsigned char* data, Py_ssize_t size, Py_ssize_t* position) noexcept nogil:
-    """Move *position from just behind an opening quote to just behind the closing one.
+cdef inline unsigned char* put_utf8(unsigned char* out, int point) noexcept nogil:
+    if point < 0x80:
+        out[0] = <unsigned char>point
+        return out + 1
+    if point < 0x800:
+        out[0] = <unsigned char>(0xC0 | point >> 6)
+        out[1] = <unsigned char>(0x80 | point & 0x3F)
+        return out + 2
+    if point < 0x10000:
+        out[0] = <unsigned char>(0xE0 | point >> 12)
+        out[1] = <unsigned char>(0x80 | point >> 6 & 0x3F)
+        out[2] = <unsigned char>(0x80 | point & 0x3F)
+        return out + 3
+    out[0] = <unsigned char>(0xF0 | point >> 18)
+    out[1] = <unsigned char>(0x80 | point >> 12 & 0x3F)
+    out[2] = <unsigned char>(0x80 | point >> 6 & 0x3F)
+    out[3] = <unsigned char>(0x80 | point & 0x3F)
+    return out + 4
 
-    Linear: every byte is searched once for a quote and once for a backslash.
+
+cdef Py_ssize_t unescape(const unsigned char* text, Py_ssize_t size, unsigned char* out) noexcept nogil:
+    """Write what a string without its quotes stands for and return its size; -1 for a bad escape, -2 for half a pair.
+
+    `out` has room for `size` bytes, which is enough: no escape is shorter than what it stands for.
     """
-    cdef Py_ssize_t at = position[0]
-    cdef Py_ssize_t quote = -1
-    cdef int unit
-    cdef const void* found
-    while True:
-        if quote < at:
-            found = memchr(data + at, c'"', <size_t>(size - at))
-            if found == NULL:
-                return BROKEN
-            quote = distance(data, found)
-        found = memchr(data + at, c'\\', <size_t>(quote - at))
-        if found == NULL:
-            position[0] = quote + 1
-            return ACCEPTABLE
-        at = distance(data, found)
-        if data[at + 1] != c'u':
-            at += 2
-            continue
-        unit = code_unit(data + at, size - at)
-        if unit < 0:
-            return BROKEN
-        at += 6
-        if 0xD800 <= unit <= 0xDBFF:
-            unit = code_unit(data + at, size - at)
-            if not 0xDC00 <= unit <= 0xDFFF:
-                return LONE_SURROGATE
-            at += 6
-        elif 0xDC00 <= unit <= 0xDFFF:
-            return LONE_SURROGATE
-
-
-cdef Verdict examine(
-    const unsigned char* data, Py_ssize_t size, int max_depth, Py_ssize_t max_items, Py_ssize_t* members
-) noexcept nogil:
-    """What the scanner would not refuse, up to the first byte at which it stops anyway; counts the colons."""
+    cdef unsigned char* start = out
     cdef Py_ssize_t at = 0
-    cdef int depth = 0
-    cdef int digits = 0
-    cdef Py_ssize_t items = 0
-    cdef unsigned char c
-    cdef Verdict verdict
+    cdef int point, low
     while at < size:
-        c = data[at]
-        at += 1
-        if c'0' <= c <= c'9':
+        if text[at] != c'\\':
+            out[0] = text[at]
+            out += 1
+            at += 1
+            continue
+        if at + 1 < size and text[at + 1] != c'u':
+            point = short_escape(text[at + 1])
+            at += 2
+        else:
+            point = code_unit(text + at, size - at)
+            at += 6
+        if point < 0:
+            return -1
+        if 0xD800 <= point <= 0xDBFF:
+            low = code_unit(text + at, size - at)
+            if not 0xDC00 <= low <= 0xDFFF:
+                return -2
+            at += 6
+            point = 0x10000 + ((point - 0xD800) << 10 | low - 0xDC00)
+        elif 0xDC00 <= point <= 0xDFFF:
+            return -2
+        out = put_utf8(out, point)
+    return distance(start, out)
+
+
+# Without overflow checks the compiler makes vectors of the loop. Proof that nothing overflows: `i` is below `size`, the
+# length of a buffer that exists, and the flags are only ever joined by `or`.
+@cython.overflowcheck(False)
+cdef int string_flags(const unsigned char* text, Py_ssize_t size) noexcept nogil:
+    cdef unsigned char escape = 0
+    cdef unsigned char control = 0
+    cdef unsigned char all_bits = 0
+    cdef Py_ssize_t i
+    for i in range(size):
+        escape |= text[i] == c'\\'
+        control |= text[i] < 0x20
+        all_bits |= text[i]
+    return (HAS_ESCAPE if escape else 0) | (HAS_CONTROL if control else 0) | (HAS_HIGH if all_bits & 0x80 else 0)
+
+
+# --- documents ---
+
+@cython.final
+cdef class Reader:
+    """One document on its way; `at` is the next byte.
+
+    Reading stops at the zero byte that ends every bytes object, so a single byte may be looked at without asking how
+    many are left. `max_items` bounds commas and opening brackets, which is what building the values costs time for.
+    """
+
+    def __cinit__(self, bytes document not None, int max_depth, Py_ssize_t max_items):
+        self.document = document
+        self.at = <const unsigned char*>PyBytes_AS_STRING(document)
+        self.end = self.at + PyBytes_GET_SIZE(document)
+        self.max_depth = max_depth
+        self.items_left = max_items
+        self.names = {}
+
+    cdef int open_bracket(self, int depth) except -1:
+        """Step over a bracket, inside of which the depth is `depth`."""
+        if depth > self.max_depth:
+            raise malformed("the JSON document is nested too deeply")
+        return self.count_item()
+
+    cdef int count_item(self) except -1:
+        """Step over an opening bracket or a comma."""
+        self.at += 1
+        self.items_left -= 1
+        if self.items_left < 0:
+            raise malformed("the JSON document has too many items")
+        return 0
+
+    cdef bint goes_on(self, unsigned char closing) except -1:
+        """Step over a comma, or over the bracket that closes: whether it was a comma."""
+        self.skip_space()
+        if self.at[0] == closing:
+            self.at += 1
+            return False
+        if self.at[0] != c',':
+            raise not_json()
+        self.count_item()
+        return True
+
+    cdef bint is_empty(self, unsigned char closing) noexcept:
+        """Whether the bracket closes at once; then it is stepped over."""
+        self.skip_space()
+        if self.at[0] != closing:
+            return False
+        self.at += 1
+        return True
+
+    cdef str read_name(self):
+        """A member's name and the colon behind it."""
+        cdef str name
+        self.skip_space()
+        if self.at[0] != c'"':
+            raise not_json()
+        name = self.read_string()
+        self.skip_space()
+        if self.at[0] != c':':
+            raise not_json()
+        self.at += 1
+        return self.names.setdefault(name, name)  # the same few names again and again
+
+    cdef int add_member(self, dict members, str name, object value) except -1:
+        cdef Py_ssize_t before = len(members)
+        members[name] = value
+        if len(members) == before:
+            raise malformed("a JSON object has two members of one name")
+        return 0
+
+    cdef object read_value(self, int depth):
+        """The value that comes next, inside of `depth` brackets."""
+        cdef unsigned char c
+        self.skip_space()
+        c = self.at[0]
+        if c == c'"':
+            return self.read_string()
+        if c == c'{':
+            return self.read_object(depth + 1)
+        if c == c'[':
+            return self.read_array(depth + 1)
+        if c == c'-' or c'0' <= c <= c'9':
+            return self.read_number()
+        if self.skip_word(b"true"):
+            return True
+        if self.skip_word(b"false"):
+            return False
+        if self.skip_word(b"null"):
+            return None
+        raise not_json()
+
+    cdef bint skip_word(self, const char* word) noexcept:
+        # The document's zero byte ends the comparison, too.
+        cdef size_t size = 5 if word[0] == c'f' else 4
+        if strncmp(<const char*>self.at, word, size) != 0:
+            return False
+        self.at += size
+        return True
+
+    cdef dict read_object(self, int depth):
+        cdef dict members = {}
+        cdef str name
+        self.open_bracket(depth)
+        if self.is_empty(c'}'):
+            return members
+        while True:
+            name = self.read_name()
+            self.add_member(members, name, self.read_value(depth))
+            if not self.goes_on(c'}'):
+                return members
+
+    cdef list read_array(self, int depth):
+        cdef list items = []
+        self.open_bracket(depth)
+        if self.is_empty(c']'):
+            return items
+        while True:
+            items.append(self.read_value(depth))
+            if not self.goes_on(c']'):
+                return items
+
+    cdef str read_string(self):
+        """The string whose opening quote comes next."""
+        cdef const unsigned char* start = self.at + 1
+        cdef const void* quote = memchr(start, c'"', <size_t>distance(start, self.end))
+        cdef Py_ssize_t size
+        cdef int flags
+        if quote == NULL:
+            raise not_json()
+        size = distance(start, quote)
+        flags = string_flags(start, size)
+        if flags & HAS_ESCAPE:
+            return self.read_escaped_string()
+        if flags & HAS_CONTROL:
+            raise not_json()
+        self.at = start + size + 1
+        return decode_utf8(<const char*>start, size)
+
+    cdef str read_escaped_string(self):
+        cdef const unsigned char* start = self.at + 1
+        cdef const unsigned char* quote = start
+        cdef unsigned char* out
+        cdef Py_ssize_t size
+        while quote[0] != c'"':
+            if quote[0] < 0x20:  # also the zero byte at the end
+                raise not_json()
+            quote += 2 if quote[0] == c'\\' and quote[1] >= 0x20 else 1
+        size = distance(start, quote)
+        out = <unsigned char*>malloc(<size_t>size)
+        if out == NULL:
+            raise MemoryError()
+        try:
+            size = unescape(start, size, out)
+            if size == -1:
+                raise not_json()
+            if size == -2:
+                raise malformed("the JSON document has half of a surrogate pair")
+            self.at = quote + 1
+            return decode_utf8(<const char*>out, size)
+        finally:
+            free(out)
+
+    cdef int skip_digits(self) except -1:
+        """Step over digits; how many there were."""
+        cdef int digits = 0
+        while c'0' <= self.at[0] <= c'9':
             digits += 1
             if digits > MAX_DIGITS:
-                return TOO_LONG_NUMBER
-            continue
-        digits = 0
-        if c == c'"':
-            verdict = skip_string(data, size, &at)
-            if verdict != ACCEPTABLE:
-                return verdict
-        elif c == c'{' or c == c'[':
-            depth += 1
-            items += 1
-            if depth > max_depth:
-                return TOO_DEEP
-        elif c == c',':
-            items += 1
-        elif c == c':':
-            members[0] += 1
-        elif c == c'}' or c == c']':
-            depth -= 1
-            if depth < 0:
-                return BROKEN
-    return ACCEPTABLE if items <= max_items else TOO_MANY
+                raise malformed(f"the JSON document has a number of more than {MAX_DIGITS} digits")
+            self.at += 1
+        return digits
+
+    cdef object read_number(self):
+        cdef const unsigned char* start = self.at
+        cdef const unsigned char* digit
+        cdef int64_t small = 0
+        cdef bint whole = True
+        cdef bytes text
+        cdef int digits
+        if self.at[0] == c'-':
+            self.at += 1
+        digit = self.at
+        digits = self.skip_digits()
+        if digits == 0 or (digit[0] == c'0' and digits > 1):
+            raise not_json()
+        if self.at[0] == c'.':
+            whole = False
+            self.at += 1
+            if self.skip_digits() == 0:
+                raise not_json()
+        if self.at[0] == c'e' or self.at[0] == c'E':
+            whole = False
+            self.at += 1
+            if self.at[0] == c'+' or self.at[0] == c'-':
+                self.at += 1
+            if self.skip_digits() == 0:
+                raise not_json()
+        if whole and digits <= MAX_INT64_DIGITS:
+            while digit < self.at:
+                small = small * 10 + (digit[0] - c'0')
+                digit += 1
+            return -small if start[0] == c'-' else small
+        text = start[:distance(start, self.at)]
+        return int(text) if whole else finite(float(text))
+
+    cdef int require_end(self) except -1:
+        self.skip_space()
+        if self.at != self.end:
+            raise not_json()
+        return 0
 
 
-def examine_document(bytes data not None, int max_depth, Py_ssize_t max_items):
-    """Refuse a document for what the scanner would let through; linear in its size, no allocation.
-
-    Returns how many members its objects have together, for `require_members`, if the scanner accepts it. `max_items` bounds commas and opening brackets together, which is what building the values costs time for. Raises
-    `Rejected(MALFORMED)` for arrays and objects nested deeper than `max_depth`, more than `max_items`, more than 78 digits in a row, an
-    escaped surrogate without its other half, or brackets and quotes that do not close.
-    """
-    cdef const unsigned char* text = data
-    cdef Py_ssize_t size = len(data)
-    cdef Py_ssize_t members = 0
-    cdef Verdict verdict
-    if size < RELEASE_GIL_BYTES:
-        verdict = examine(text, size, max_depth, max_items, &members)
-    else:
-        with nogil:
-            verdict = examine(text, size, max_depth, max_items, &members)
-    if verdict == ACCEPTABLE:
-        return members
-    if verdict == TOO_DEEP:
-        raise Rejected(Reason.MALFORMED, "the JSON document is nested too deeply")
-    if verdict == TOO_MANY:
-        raise Rejected(Reason.MALFORMED, "the JSON document has too many items")
-    if verdict == TOO_LONG_NUMBER:
-        raise Rejected(Reason.MALFORMED, f"the JSON document has a number of more than {MAX_DIGITS} digits")
-    if verdict == LONE_SURROGATE:
-        raise Rejected(Reason.MALFORMED, "the JSON document has half of a surrogate pair")
-    raise Rejected(Reason.MALFORMED, "the body is not one valid JSON document in UTF-8")
+cdef str decode_utf8(const char* text, Py_ssize_t size):
+    try:
+        return PyUnicode_DecodeUTF8(text, size, NULL)
+    except UnicodeDecodeError:
+        pass
+    # Raised out here so that our error does not carry the decoder's, which keeps the text.
+    raise not_json()
 
 
-cdef Py_ssize_t count_members(object value) except -1:
-    cdef Py_ssize_t members = 0
-    if isinstance(value, dict):
-        members = len(<dict>value)
-        for item in (<dict>value).values():
-            if isinstance(item, (dict, list)):
-                members += count_members(item)
-    elif isinstance(value, list):
-        for item in <list>value:
-            if isinstance(item, (dict, list)):
-                members += count_members(item)
-    return members
-
-
-def require_members(value, Py_ssize_t members):
-    """Refuse a parsed value with fewer members than its document had.
-
-    Raises `Rejected(MALFORMED)`: then a name was there twice in one object. Counting costs a fifth of a hook that
-    looks at every object.
-    """
-    if count_members(value) != members:
-        raise Rejected(Reason.MALFORMED, "a JSON object has two members of one name")
-
-
-def finite_number(str text not None):
-    """The number with a fraction or exponent that `text` is. Raises `Rejected(MALFORMED)` when it overflows."""
-    number = float(text)
+cdef double finite(double number) except? -1:
     if isinf(number):
-        raise Rejected(Reason.MALFORMED, "the JSON document has a number that is too large")
+        raise malformed("the JSON document has a number that is too large")
     return number
 
 
-def refuse_constant(str name not None):
-    """Raises `Rejected(MALFORMED)`: NaN, Infinity and -Infinity are not JSON."""
-    raise Rejected(Reason.MALFORMED, "the JSON document has a number that is not finite")
+def read_document(bytes document not None, int max_depth, Py_ssize_t max_items):
+    """The value of a document; what is refused is said where callers call it, in `kmscore.json`."""
+    cdef Reader reader = Reader(document, max_depth, max_items)
+    value = reader.read_value(0)
+    reader.require_end()
+    return value
 
+
+# --- the canonical form ---
 
 cdef int examine_value(object value, int depth) except -1:
     if value is None or isinstance(value, (str, bool)):

@@ -21,3 +21,6 @@ cdef bint hmac_finish(Hmac* mac, unsigned char* tag) noexcept nogil
 
 # Whether the 2 * size characters of text are hex digits of either case; then out has the size bytes they mean.
 cdef bint read_hex(const unsigned char* text, Py_ssize_t size, unsigned char* out) noexcept nogil
+
+# The 2 * size lowercase hex digits of data.
+cdef void write_hex(const unsigned char* data, Py_ssize_t size, unsigned char* out) noexcept nogil

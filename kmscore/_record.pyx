@@ -41,6 +41,7 @@ cdef extern from "Python.h":
 cdef enum:
     SEAL_BYTES = 28         # nonce and tag of a value at rest (protocol §5)
     MAX_PEER_KEY_BYTES = 65536
+    STEP_RECORD_BYTES = 512  # checking and merging a record takes about as long as decrypting so much
 
 cdef tuple OUTCOMES = tuple(MergeOutcome)
 
@@ -179,6 +180,28 @@ cdef class Record:
     def __dealloc__(self):
         free(self.clock)
 
+    cdef bint set_clock(self, const Counter *counters, size_t entries) except -1:
+        """Whether no name is there twice. Counters are above 0, names at most 128 bytes."""
+        cdef size_t size = entries * sizeof(ClockEntry)
+        cdef size_t i
+        cdef char *at
+        for i in range(entries):
+            size += writer_block(counters[i].name_size)
+        self.clock = <ClockEntry *>malloc(size)
+        if self.clock == NULL:
+            raise MemoryError()
+        at = <char *>(self.clock + entries)
+        for i in range(entries):
+            self.clock[i].counter = counters[i].count
+            self.clock[i].writer = place_writer(at, counters[i].name, counters[i].name_size)
+            at += writer_block(counters[i].name_size)
+        self.entries = entries
+        sort_clock(self.clock, entries)
+        for i in range(1, entries):
+            if compare_writers(self.clock[i - 1].writer, self.clock[i].writer) == 0:
+                return False
+        return True
+
     cdef int _set_version(self, object version) except -1:
         cdef Py_ssize_t position = 0
         cdef PyObject *name
@@ -292,8 +315,10 @@ cdef object member(dict members, str name):
     return <object>found
 
 
-def parse_record(obj, limits) -> Record:
+cpdef Record parse_record(obj, limits):
     """The record in a peer's JSON object `obj`, as it comes out of the JSON parser (protocol §5).
+
+    A Record, as `read_message` makes them of what is plainly written, is held to the sizes in `limits` and returned.
 
     `limits` is a StoreLimits. Unknown members are ignored; `ttl_ms` may be absent. Raises RecordRefused for, in this
     order: an object that is none or lacks a member; a bad or too long key; a tombstone with a value or a live record
@@ -305,6 +330,12 @@ def parse_record(obj, limits) -> Record:
     cdef object tombstone
     cdef object value
     cdef PyObject *ttl_ms
+    if isinstance(obj, Record):
+        record = obj
+        check_key(record.key, limits.max_peer_key_bytes)
+        if record.value is not None and PyBytes_GET_SIZE(record.value) > <Py_ssize_t>limits.max_value_bytes + SEAL_BYTES:
+            raise RecordRefused(SkipReason.VALUE_TOO_LARGE, "a record's value is too large")
+        return record
     if not PyDict_CheckExact(obj):
         raise malformed("a record must be an object")
     members = obj
@@ -327,6 +358,33 @@ def parse_record(obj, limits) -> Record:
         record.ttl_ms = checked_number(<object>ttl_ms, "a record's ttl must be an integer from 0 to 2^62")
     record._set_version(version)
     return record
+
+
+def parse_records(list items not None, Py_ssize_t first, limits, Py_ssize_t step_bytes) -> tuple:
+    """What `parse_record` makes of the items from `first` on, until about `step_bytes` of values have been read.
+
+    Returns the records, the SkipReason of each item that is none, and the position to go on from. The items are gone
+    from the list then: None takes their place, so that what is read in steps is also freed in steps.
+    """
+    cdef list records = []
+    cdef list refusals = []
+    cdef Py_ssize_t at = first
+    cdef object item
+    cdef Record record
+    while at < len(items) and step_bytes > 0:
+        item = items[at]
+        items[at] = None
+        at += 1
+        step_bytes -= STEP_RECORD_BYTES
+        try:
+            record = parse_record(item, limits)
+        except RecordRefused as refusal:
+            refusals.append(refusal.skip_reason)
+        else:
+            if record.value is not None:
+                step_bytes -= PyBytes_GET_SIZE(record.value)
+            records.append(record)
+    return records, refusals, at
 
 
 def encode_record(Record record not None) -> dict:
@@ -365,6 +423,10 @@ cdef size_t json_number_bytes(int64_t number) noexcept nogil:
 
 def encoded_bytes(Record record not None) -> int:
     """The length of `encode_record(record)` in compact JSON, without making it."""
+    return record_json_bytes(record)
+
+
+cdef size_t record_json_bytes(Record record) except 0:
     cdef Py_ssize_t key_size = 0
     cdef const char *key = PyUnicode_AsUTF8AndSize(record.key, &key_size)
     cdef size_t total = 70 + json_text_bytes(key, <size_t>key_size)  # 70: braces, member names, colons and commas

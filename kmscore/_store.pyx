@@ -167,6 +167,23 @@ def siphash24(bytes key not None, bytes data not None) -> int:
     return siphash24_kernel(hash_key_of(key), data, PyBytes_GET_SIZE(data))
 
 
+def count_outcomes(list outcomes not None) -> dict:
+    """How often each MergeOutcome is in the list, those that are not left out."""
+    cdef dict counts = {}
+    cdef Py_ssize_t count
+    cdef Py_ssize_t left = len(outcomes)
+    for kind in OUTCOMES:
+        if left == 0:
+            break
+        count = 0
+        for outcome in outcomes:
+            count += outcome is kind
+        if count:
+            counts[kind] = count
+            left -= count
+    return counts
+
+
 # It holds Python objects that cannot point back at it, and must never be cleared before it is deallocated.
 @cython.final
 @cython.no_gc
@@ -312,15 +329,14 @@ cdef class Store:
 
     def evaluate(self, app_id, Record record not None, int64_t now_ms):
         """The MergeOutcome that `merge` would have now; changes nothing. Raises Rejected (bad_field) for the app id."""
-        cdef View theirs = view_of_record(record)
-        cdef Space *space = self._find_space(app_id)
-        cdef Newcomer newcomer = newcomer_of(record, &theirs)
-        cdef Cell *cell
-        if space == NULL:
-            self._check_app_id(app_id)
-        notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
-        cell = find_cell(&self.core, space, newcomer.key, newcomer.key_size)
-        return OUTCOMES[<int>decide(&self.core, space, cell, &theirs, &newcomer, now_ms).verdict.outcome]
+        return OUTCOMES[self._evaluate(app_id, record, now_ms)]
+
+    def evaluate_each(self, app_id, list records not None, int64_t now_ms) -> list:
+        """`evaluate` for each of the records, as if the others were not there."""
+        cdef list outcomes = []
+        for record in records:
+            outcomes.append(OUTCOMES[self._evaluate(app_id, record, now_ms)])
+        return outcomes
 
     def merge(self, app_id, Record record not None, int64_t now_ms, source=None, bint snapshot=False):
         """Merges a peer's record and returns the MergeOutcome (store §2, §3).
@@ -330,31 +346,14 @@ cdef class Store:
         that is refused because it would be evicted at once raises the eviction floor, so that the order of arrival does
         not matter. Raises Rejected (bad_field) for the app id or the source.
         """
-        cdef View theirs = view_of_record(record)
-        cdef Space *space = self._find_space(app_id)
-        cdef Newcomer newcomer = newcomer_of(record, &theirs)
-        cdef Change change
-        cdef Cell *cell
-        cdef Decision decision
-        if space == NULL:
-            self._check_app_id(app_id)
-        memset(&change, 0, sizeof(Change))
-        change.key.data = newcomer.key
-        change.key.size = newcomer.key_size
-        change.by_snapshot = snapshot
-        if source is not None:
-            change.source = name_of(source)
-        notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
-        cell = find_cell(&self.core, space, newcomer.key, newcomer.key_size)
-        if cell != NULL:
-            prefetch_neighbours(cell)
-        decision = decide(&self.core, space, cell, &theirs, &newcomer, now_ms)
-        if decision.effect == CHANGES_RECORD:
-            self._apply_merge(app_id, space, cell, record, &decision, &change, now_ms)
-        elif decision.effect == RAISES_FLOOR:
-            if not apply_floor(&self.core, space, cell, &newcomer, &decision.room):
-                raise MemoryError()
-        return OUTCOMES[<int>decision.verdict.outcome]
+        return OUTCOMES[self._merge(app_id, record, now_ms, source, snapshot)]
+
+    def merge_each(self, app_id, list records not None, int64_t now_ms, source=None, bint snapshot=False) -> list:
+        """`merge` for each of the records in order; what raises leaves those before it merged."""
+        cdef list outcomes = []
+        for record in records:
+            outcomes.append(OUTCOMES[self._merge(app_id, record, now_ms, source, snapshot)])
+        return outcomes
 
     def since(
         self,
@@ -616,6 +615,44 @@ cdef class Store:
             space = self._find_space(app_id)
             wanted.trie = &space.trie if space != NULL else NULL
         return wanted
+
+    cdef int _evaluate(self, app_id, Record record, int64_t now_ms) except -1:
+        cdef View theirs = view_of_record(record)
+        cdef Space *space = self._find_space(app_id)
+        cdef Newcomer newcomer = newcomer_of(record, &theirs)
+        cdef Cell *cell
+        if space == NULL:
+            self._check_app_id(app_id)
+        notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
+        cell = find_cell(&self.core, space, newcomer.key, newcomer.key_size)
+        return <int>decide(&self.core, space, cell, &theirs, &newcomer, now_ms).verdict.outcome
+
+    cdef int _merge(self, app_id, Record record, int64_t now_ms, source, bint snapshot) except -1:
+        cdef View theirs = view_of_record(record)
+        cdef Space *space = self._find_space(app_id)
+        cdef Newcomer newcomer = newcomer_of(record, &theirs)
+        cdef Change change
+        cdef Cell *cell
+        cdef Decision decision
+        if space == NULL:
+            self._check_app_id(app_id)
+        memset(&change, 0, sizeof(Change))
+        change.key.data = newcomer.key
+        change.key.size = newcomer.key_size
+        change.by_snapshot = snapshot
+        if source is not None:
+            change.source = name_of(source)
+        notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
+        cell = find_cell(&self.core, space, newcomer.key, newcomer.key_size)
+        if cell != NULL:
+            prefetch_neighbours(cell)
+        decision = decide(&self.core, space, cell, &theirs, &newcomer, now_ms)
+        if decision.effect == CHANGES_RECORD:
+            self._apply_merge(app_id, space, cell, record, &decision, &change, now_ms)
+        elif decision.effect == RAISES_FLOOR:
+            if not apply_floor(&self.core, space, cell, &newcomer, &decision.room):
+                raise MemoryError()
+        return <int>decision.verdict.outcome
 
     # The namespace of an app id that is valid and has none; it goes again when nothing is put into it.
     cdef Space *_make_space(self, app_id) except NULL:

@@ -1,7 +1,7 @@
 """The replicated store: what callers import (store §1 to §5)."""
 
-from kmscore._record import Record, encode_record, encoded_bytes, merge_records, parse_record
-from kmscore._store import Store
+from kmscore._record import Record, encode_record, encoded_bytes, merge_records, parse_record, parse_records
+from kmscore._store import Store, count_outcomes
 from kmscore.store_types import (
     Batch,
     MergeOutcome,
@@ -22,8 +22,10 @@ __all__ = [
     "Store",
     "StoreLimits",
     "StoreStats",
+    "count_outcomes",
     "encode_record",
     "encoded_bytes",
     "merge_records",
     "parse_record",
+    "parse_records",
 ]

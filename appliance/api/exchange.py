@@ -5,7 +5,7 @@ nothing.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from appliance.api.errors import PreparedResponse, response_for
-from appliance.auth.envelopes import EnvelopeGate, encode_inner
+from appliance.auth.envelopes import EnvelopeGate, encode_inner, encode_inner_in_parts
 from appliance.cluster.replica import Replica
 from appliance.tee.port import TeeProvider
 from kmscore.envelope import TeePublicKey
@@ -33,10 +33,10 @@ REFUSAL_SIGNING_DEADLINE_S = 2.0
 
 
 class Reading(NamedTuple):
-    """An operation that changes nothing, and its inner answer; `data` is as for `encode_inner`."""
+    """An operation that changes nothing, and its inner answer; `data` is as for `encode_inner`, or in parts."""
 
     inner: dict[str, object]
-    data: bytes | None = None
+    data: bytes | list[bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,14 @@ class Change:
 
     plan: Callable[[], dict[str, object]]
     apply: Callable[[], dict[str, object]]
+
+
+@dataclass(frozen=True, slots=True)
+class SteppedChange:
+    """The same for what takes so long that others get their turn in between, readers of the store included."""
+
+    plan: Callable[[], Awaitable[dict[str, object]]]
+    apply: Callable[[], Awaitable[dict[str, object]]]
 
 
 class SealedAnswer(PreparedResponse):
@@ -79,7 +87,7 @@ class Answerer:
 
     async def answer(
         self,
-        operation: Reading | Change,
+        operation: Reading | Change | SteppedChange,
         pop: VerifiedPop,
         key: TeePublicKey,
         label: str | None,
@@ -94,12 +102,12 @@ class Answerer:
         common = {**(extra or {}), "answer_to": pop.nonce}
         signature = await self._tee.sign_message(response_text(pop.signature, self._wallet))
         if isinstance(operation, Reading):
-            envelope = await self._gate.seal(encode_inner(operation.inner | common, operation.data), key, label)
+            envelope = await self._gate.seal(_reading_text(operation.inner | common, operation.data), key, label)
         else:
             async with self._replica.writing():
-                planned = operation.plan()
+                planned = operation.plan() if isinstance(operation, Change) else await operation.plan()
                 envelope = await self._gate.seal(encode_inner(planned | common), key, label)
-                done = operation.apply()
+                done = operation.apply() if isinstance(operation, Change) else await operation.apply()
             if done != planned:
                 # The records of a delta can exhaust the store together though each would fit: say what came of it.
                 envelope = await self._gate.seal(encode_inner(done | common), key, label)
@@ -130,3 +138,11 @@ class Answerer:
             (NEXT_NONCE_HEADER, self._pop.issue_nonce().encode()),
         ]
         return response
+
+
+def _reading_text(inner: dict[str, object], data: bytes | list[bytes] | None) -> bytes | list[bytes]:
+    if not isinstance(data, list):
+        return encode_inner(inner, data)
+    parts = encode_inner_in_parts(inner, data)
+    data.clear()
+    return parts

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from appliance.api.bodies import check_body_headers, discard_body, read_body
-from appliance.api.exchange import PEER_SIGNATURE_HEADER, Answerer, Change, Reading
+from appliance.api.exchange import PEER_SIGNATURE_HEADER, Answerer, Reading, SteppedChange
 from appliance.auth.envelopes import EnvelopeGate
 from appliance.cluster.digests import DigestServer
 from appliance.cluster.handover import SecretServer
@@ -38,7 +38,7 @@ from kmscore.proof import PopVerifier, VerifiedPop, parse_pop_headers
 logger = logging.getLogger(__name__)
 
 Inner = dict[str, object]
-Handler = Callable[[Peer, Inner], Awaitable[Reading | Change]]
+Handler = Callable[[Peer, Inner], Awaitable[Reading | SteppedChange]]
 
 
 class SyncApi:
@@ -157,7 +157,7 @@ class SyncApi:
 
     # --- message types ---
 
-    async def _delta(self, peer: Peer, inner: Inner) -> Change:
+    async def _delta(self, peer: Peer, inner: Inner) -> SteppedChange:
         incoming = await self._replica.check_incoming(inner.get("data"))
         if incoming.refused:
             logger.warning(
@@ -168,10 +168,14 @@ class SyncApi:
                     "reason": sorted(incoming.refused),
                 },
             )
-        return Change(
-            plan=lambda: self._replica.evaluate(incoming).as_answer(),
-            apply=lambda: self._replica.merge(incoming, peer.wallet).as_answer(),
-        )
+
+        async def plan() -> Inner:
+            return (await self._replica.evaluate(incoming)).as_answer()
+
+        async def apply() -> Inner:
+            return (await self._replica.take_in(incoming, peer.wallet)).as_answer()
+
+        return SteppedChange(plan, apply)
 
     async def _snapshot(self, _peer: Peer, _inner: Inner) -> Reading:
         self._require_complete()

@@ -5,15 +5,26 @@ provider does the cryptography.
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
+
+import anyio
+import anyio.to_thread
 
 from appliance.tee.port import TeeProvider
 from kmscore.envelope import Envelope, TeePublicKey, parse_tee_pubkey_der
-from kmscore.errors import Reason, Rejected
+from kmscore.errors import InvariantBroken, Reason, Rejected
 from kmscore.json import compact_json, parse_json_object
+from kmscore.message import read_message
 from kmscore.nonce import EnvelopeNonces
 
+# A shorter text is read at once and plainly: what there is of records in it is not worth more.
+SHORT_BYTES = 2048
 # Members that only answers have: a request that carries one is an answer of ours handed back (protocol §3).
 ANSWER_ONLY_MEMBERS = frozenset({"app_id", "answer_to"})
+
+
+# Parts of a long message freed between two chances for others.
+PARTS_PER_STEP = 16
 
 
 class LabelMemory:
@@ -72,11 +83,14 @@ class EnvelopeGate:
             raise Rejected(Reason.NONCE, "the answer was made for another request")
         return inner
 
-    async def seal(self, inner: bytes, registered: TeePublicKey, label: str | None) -> Envelope:
+    async def seal(self, inner: bytes | list[bytes], registered: TeePublicKey, label: str | None) -> Envelope:
         """Seal `inner` (JSON text) to `registered`; `label` None means the one this key used last.
 
-        Raises `Unavailable` when the TEE provider does not answer.
+        Parts of a text are put together in a thread, and gone from their list then. Raises `Unavailable` when the TEE
+        provider does not answer.
         """
+        if isinstance(inner, list):
+            inner = await _join(inner)
         envelope = await self._tee.seal(inner, registered, label or self.labels.get(registered))
         self._nonces.remember(registered.der, envelope.nonce)
         return envelope
@@ -88,7 +102,15 @@ class EnvelopeGate:
         plaintext, label = await self._tee.open(envelope, registered)
         self._nonces.remember(registered.der, envelope.nonce)
         self.labels.remember(registered, label)
-        return parse_json_object(plaintext, max_items=self._max_items), label
+        return await parse_inner(plaintext, max_items=self._max_items), label
+
+
+async def _join(parts: list[bytes]) -> bytes:
+    text = await anyio.to_thread.run_sync(b"".join, parts)  # without the GIL from a megabyte on
+    while parts:
+        del parts[-PARTS_PER_STEP:]
+        await anyio.lowlevel.checkpoint()
+    return text
 
 
 def parse_sender(der: bytes) -> TeePublicKey:
@@ -99,11 +121,33 @@ def parse_sender(der: bytes) -> TeePublicKey:
         raise Rejected(Reason.MALFORMED, "sender_tee_pubkey is not a P-384 key in DER") from error
 
 
-def encode_inner(inner: dict[str, object], data: bytes | None = None) -> bytes:
+async def parse_inner(text: bytes, *, max_items: int) -> dict[str, object]:
+    """The inner object that `text` is, as `read_message` reads it: a long one in steps, between which others run."""
+    if len(text) <= SHORT_BYTES:
+        return parse_json_object(text, max_items=max_items)
+    for inner in read_message(text, max_items=max_items):
+        if inner is not None:
+            return inner
+        await anyio.lowlevel.checkpoint()
+    raise InvariantBroken("a message was read to its end and is not there")
+
+
+def encode_inner(inner: Mapping[str, object], data: bytes | None = None) -> bytes:
     """The one encoder of inner objects: compact UTF-8 JSON. `data` is what their member of that name is, encoded
-    already: for what takes so long to encode that it is done in parts.
+    already, as it may also be in `inner`.
     """
+    written = inner.get("data")
+    if isinstance(written, bytes):
+        data = written
+        inner = {name: value for name, value in inner.items() if name != "data"}
     text = compact_json(inner)
-    if data is None:
-        return text
-    return b'{"data":%b}' % data if text == b"{}" else b'{"data":%b,%b' % (data, text[1:])
+    return text if data is None else b'{"data":%b%b' % (data, _after_data(text))
+
+
+def encode_inner_in_parts(inner: Mapping[str, object], data: list[bytes]) -> list[bytes]:
+    """The same with `data` in parts, for what is too long to be put together in one step."""
+    return [b'{"data":', *data, _after_data(compact_json(inner))]
+
+
+def _after_data(text: bytes) -> bytes:
+    return b"}" if text == b"{}" else b"," + text[1:]

@@ -38,12 +38,13 @@ from appliance.cluster.messages import (
 )
 from appliance.cluster.peers import Peer, PeerCache
 from appliance.cluster.push import BATCH_REFUSALS, PeerRefusesRecords, Pusher
-from appliance.cluster.replica import Entry, Replica, encode_records, fitting
+from appliance.cluster.replica import Entry, Replica, fitting
 from appliance.cluster.snapshot import SnapshotClient
 from appliance.cluster.state import Availability
 from appliance.cluster.transport import PeerRefused, PeerTransport, PeerUntrusted
 from appliance.log import short
 from kmscore.errors import Rejected, Unavailable
+from kmscore.message import write_data
 from kmscore.store import MergeOutcome
 
 logger = logging.getLogger(__name__)
@@ -272,7 +273,7 @@ class Comparison:
         if answer_back:
             self._unknown.extend(
                 (app_id, record.key)
-                for (app_id, record), outcome in zip(incoming.accepted, outcomes, strict=True)
+                for (app_id, record), outcome in zip(incoming.each(), outcomes, strict=True)
                 if outcome not in _AGREED and not outcome.refused and outcome is not MergeOutcome.IGNORED_EXPIRED
             )
 
@@ -302,7 +303,7 @@ class Comparison:
         """
         try:
             inner = await self._request(
-                {"type": DELTA, "data": encode_records([(app_id, record) for app_id, _, record in entries])},
+                {"type": DELTA, "data": write_data(entries)},
                 MAX_SMALL_ANSWER_BYTES,
             )
         except PeerRefused as refusal:

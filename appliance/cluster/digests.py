@@ -16,8 +16,9 @@ import anyio
 from appliance.clock import Clock
 from appliance.cluster.keys import ClusterKeys
 from appliance.cluster.messages import MAX_PAGE_INNER_BYTES, PAGE_RECORD_BYTES, PUSH_RECORDS
-from appliance.cluster.replica import Entry, Replica, encode_records, fitting, parse_app_id
+from appliance.cluster.replica import Entry, Replica, fitting, parse_app_id
 from kmscore.errors import Reason, Rejected, Unavailable
+from kmscore.message import write_data
 
 MAX_RANGES = 256
 MAX_KEYS = PUSH_RECORDS
@@ -205,7 +206,7 @@ class DigestServer:
         chosen = fitting(entries, MAX_PAGE_INNER_BYTES)
         if len(chosen) < len(entries):
             count = places[len(chosen)]
-        data = encode_records([(app_id, record) for app_id, _, record in chosen])
+        data = write_data(chosen)
         return {"status": "ok", "data": data, "count": count}
 
     def _range(self, wanted: Range) -> tuple[dict[str, object], int]:

@@ -17,11 +17,12 @@ from appliance.cluster.messages import (
     PUSH_RECORDS,
 )
 from appliance.cluster.peers import Peer
-from appliance.cluster.replica import Entry, Replica, encode_records, fitting
+from appliance.cluster.replica import Entry, Replica, fitting
 from appliance.cluster.snapshot import PulledSnapshot, SnapshotClient
 from appliance.cluster.transport import PeerAnswer, PeerError, PeerRefused, PeerTransport
 from appliance.log import short
 from kmscore.errors import Unavailable
+from kmscore.message import write_data
 
 logger = logging.getLogger(__name__)
 
@@ -273,7 +274,7 @@ class Pusher:
         try:
             answer = await self._transport.exchange(
                 peer,
-                {"type": DELTA, "data": encode_records([(app_id, record) for app_id, _, record in entries])},
+                {"type": DELTA, "data": write_data(entries)},
                 deadline_s=REQUEST_DEADLINE_S,
                 limit_bytes=MAX_SMALL_ANSWER_BYTES,
             )

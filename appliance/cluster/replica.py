@@ -7,7 +7,7 @@ plan → seal → apply under the write lock; what has no await in between never
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -15,23 +15,25 @@ import anyio
 from appliance.clock import Clock
 from appliance.cluster.keys import ClusterKeys
 from kmscore.errors import Reason, Rejected, Unavailable
+from kmscore.message import count_fitting
 from kmscore.store import (
     MergeOutcome,
     Record,
-    RecordRefused,
     Store,
     StoreLimits,
-    encode_record,
-    encoded_bytes,
-    parse_record,
+    count_outcomes,
+    parse_records,
 )
 
 logger = logging.getLogger(__name__)
 
 Entry = tuple[int, int, Record]  # app id, local sequence number, record
 
-# How many records are checked between two chances for other requests (about a millisecond of work).
-RECORDS_PER_SLICE = 100
+# What is done with records between two chances for other requests: at most about a millisecond of work.
+RECORDS_PER_SLICE = 250
+MERGES_PER_SLICE = 500
+SLICE_BYTES = 256 * 1024
+RECORDS_OF_AN_APP = 5  # deriving an app's key takes as long as so many records
 MAX_APP_ID = 2**256 - 1
 # Each app in a message costs a key derivation when its first record is checked.
 MAX_APPS_PER_MESSAGE = 20_000
@@ -42,15 +44,38 @@ REFUSED_UNDECRYPTABLE = "undecryptable"
 
 @dataclass(slots=True)
 class IncomingRecords:
-    """Records of one delta or snapshot page that passed every check that needs no store, and why the rest did not."""
+    """Records of one delta or snapshot page that passed every check that needs no store, and why the rest did not.
+
+    `accepted` holds them in parts, each of one app and checked in one step.
+    """
 
     generation: int
-    accepted: list[tuple[int, Record]] = field(default_factory=list)
+    accepted: list[tuple[int, list[Record]]] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
 
     @property
     def total(self) -> int:
-        return len(self.accepted) + self.refused.total()
+        return sum(len(records) for _, records in self.accepted) + self.refused.total()
+
+    def slices(self) -> Iterator["IncomingRecords"]:
+        """The same in slices that are merged in about a millisecond, at least one; each leaves this object."""
+        part = IncomingRecords(self.generation, refused=self.refused)
+        self.refused = Counter()
+        count = 0
+        self.accepted.reverse()
+        while self.accepted:
+            app_id, records = self.accepted.pop()
+            if count and count + len(records) > MERGES_PER_SLICE:
+                yield part
+                part = IncomingRecords(self.generation)
+                count = 0
+            part.accepted.append((app_id, records))
+            count += len(records)
+        yield part
+
+    def each(self) -> Iterator[tuple[int, Record]]:
+        """The accepted records with their app ids, one by one."""
+        return ((app_id, record) for app_id, records in self.accepted for record in records)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +209,7 @@ class Replica:
     # --- records from peers ---
 
     async def check_incoming(self, data: object) -> IncomingRecords:
-        """Check a peer's `data` member, {decimal app id: [records]}, record by record (store §2).
+        """Check a peer's `data` member, {decimal app id: [records]}, record by record (store §2), and empty its lists.
 
         One bad record refuses itself only. Raises `Rejected(MALFORMED)` when the member itself has another shape.
         """
@@ -194,74 +219,90 @@ class Replica:
             raise Rejected(Reason.MALFORMED, f"data holds more than {MAX_APPS_PER_MESSAGE} app ids")
         incoming = IncomingRecords(generation=self._keys.generation)
         checked = 0
-        for app_text, records in data.items():
+        for app_text, items in data.items():
             app_id = parse_app_id(app_text)
-            if not isinstance(records, list):
+            if not isinstance(items, list):
                 raise Rejected(Reason.MALFORMED, "data holds something that is not a list of records")
-            for start in range(0, len(records), RECORDS_PER_SLICE):
-                part = records[start : start + RECORDS_PER_SLICE]
-                self._check_records(app_id, part, incoming)
-                checked += len(part)
-                if checked >= RECORDS_PER_SLICE:
+            at = 0
+            checked += RECORDS_OF_AN_APP
+            while at < len(items):
+                before = at
+                at = self._check_records(app_id, items, at, incoming)
+                checked += at - before
+                if at < len(items) or checked >= RECORDS_PER_SLICE:
                     checked = 0
                     await anyio.lowlevel.checkpoint()
         return incoming
 
-    def _check_records(self, app_id: int, items: Sequence[object], incoming: IncomingRecords) -> None:
+    def _check_records(self, app_id: int, items: list[object], first: int, incoming: IncomingRecords) -> int:
+        """One slice of them; the position to go on from."""
         cipher = self._keys.data_cipher(app_id)
-        for item in items:
-            try:
-                record = parse_record(item, self._limits)
-                if record.value is not None:
-                    cipher.check(record.value)
-            except RecordRefused as error:
-                incoming.refused[error.skip_reason] += 1
-            except Rejected:
-                incoming.refused[REFUSED_UNDECRYPTABLE] += 1
-            else:
-                incoming.accepted.append((app_id, record))
+        records, refusals, following = parse_records(items, first, self._limits, SLICE_BYTES)
+        readable = cipher.readable(records)
+        incoming.refused.update(refusals)
+        if len(readable) < len(records):
+            incoming.refused[REFUSED_UNDECRYPTABLE] += len(records) - len(readable)
+        if readable:
+            incoming.accepted.append((app_id, readable))
+        return following
 
-    def evaluate(self, incoming: IncomingRecords) -> MergeReport:
-        """What `merge` would report now, and raise; changes nothing."""
+    async def evaluate(self, incoming: IncomingRecords) -> MergeReport:
+        """What `take_in` would report now, and raise; changes nothing. To be called under the write lock."""
         self._keys.require_generation(incoming.generation)
         now_ms = self._clock.now_ms()
-        return self._report(
-            incoming, [self.store.evaluate(app_id, record, now_ms) for app_id, record in incoming.accepted]
-        )
+        outcomes: list[MergeOutcome] = []
+        pause = MERGES_PER_SLICE
+        for app_id, records in incoming.accepted:
+            if len(outcomes) + len(records) > pause:
+                pause = len(outcomes) + MERGES_PER_SLICE
+                await anyio.lowlevel.checkpoint()
+            outcomes += self.store.evaluate_each(app_id, records, now_ms)
+        return self._report(incoming.total, incoming.refused, outcomes)
+
+    async def take_in(self, incoming: IncomingRecords, source: str) -> MergeReport:
+        """`merge` in slices, between which others may read; nothing is left in `incoming` then.
+
+        To be called under the write lock.
+        """
+        total, refused = incoming.total, incoming.refused
+        outcomes: list[MergeOutcome] = []
+        for part in incoming.slices():
+            if outcomes:
+                await anyio.lowlevel.checkpoint()
+            outcomes += self.merge_each(part, source)
+        return self._report(total, refused, outcomes)
 
     def merge(self, incoming: IncomingRecords, source: str, *, snapshot: bool = False) -> MergeReport:
         """Merge checked records of peer `source` into the store.
 
         Raises `Unavailable` when they were checked against a master secret that has been replaced since.
         """
-        return self._report(incoming, self.merge_each(incoming, source, snapshot=snapshot))
+        outcomes = self.merge_each(incoming, source, snapshot=snapshot)
+        return self._report(incoming.total, incoming.refused, outcomes)
 
     def merge_each(self, incoming: IncomingRecords, source: str, *, snapshot: bool = False) -> list[MergeOutcome]:
-        """`merge`, with what became of each record in `incoming.accepted`."""
+        """`merge`, with what became of each of `incoming.each()`."""
         self._keys.require_generation(incoming.generation)
         now_ms = self._clock.now_ms()
-        return [
-            self.store.merge(app_id, record, now_ms, source=source, snapshot=snapshot)
-            for app_id, record in incoming.accepted
-        ]
+        outcomes: list[MergeOutcome] = []
+        for app_id, records in incoming.accepted:
+            outcomes += self.store.merge_each(app_id, records, now_ms, source, snapshot)
+        return outcomes
 
-    def _report(self, incoming: IncomingRecords, outcomes: Sequence[MergeOutcome]) -> MergeReport:
-        reasons = Counter(incoming.refused)
+    def _report(self, total: int, refused: Counter[str], outcomes: list[MergeOutcome]) -> MergeReport:
+        reasons = Counter(refused)
         merged = 0
-        rejected = incoming.refused.total()
-        left = len(outcomes)
-        for outcome in MergeOutcome:
-            count = outcomes.count(outcome) if left else 0
-            left -= count
+        rejected = refused.total()
+        for outcome, count in count_outcomes(outcomes).items():
             if outcome.accepted:
                 merged += count
-            elif count:
+            else:
                 reasons[outcome.value] += count
                 rejected += count * outcome.refused
         return MergeReport(
-            total=incoming.total,
+            total=total,
             merged=merged,
-            skipped=incoming.total - merged - rejected,
+            skipped=total - merged - rejected,
             rejected=rejected,
             skip_reasons=dict(sorted(reasons.items())),
         )
@@ -277,12 +318,11 @@ def parse_app_id(text: object) -> int:
     return app_id
 
 
-def encode_records(records: Sequence[tuple[int, Record]]) -> dict[str, object]:
-    """The `data` member for these records, grouped by app, each app's in the given order."""
-    data: dict[str, list[object]] = {}
-    for app_id, record in records:
-        data.setdefault(str(app_id), []).append(encode_record(record))
-    return dict(data)
+def by_app(entries: Sequence[Entry]) -> dict[int, list[Record]]:
+    lists: dict[int, list[Record]] = {}
+    for app_id, _, record in entries:
+        lists.setdefault(app_id, []).append(record)
+    return lists
 
 
 def fitting(entries: Sequence[Entry], limit_bytes: int) -> Sequence[Entry]:
@@ -290,12 +330,8 @@ def fitting(entries: Sequence[Entry], limit_bytes: int) -> Sequence[Entry]:
 
     Keys and clocks count as they are written: a record can be small in the store and large on the wire.
     """
-    size = 0
-    for position, (_, _, record) in enumerate(entries):
-        size += encoded_bytes(record) + 1
-        if size > limit_bytes and position:
-            return entries[:position]
-    return entries
+    count = count_fitting(entries, limit_bytes)
+    return entries if count == len(entries) else entries[:count]
 
 
 def name_digest(app_id: int, key: str) -> bytes:

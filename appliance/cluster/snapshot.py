@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from appliance.auth.envelopes import encode_inner
 from appliance.cluster.messages import (
     EXT_SNAPSHOT_PAGES,
     MAX_PAGE_ANSWER_BYTES,
@@ -22,11 +21,12 @@ from appliance.cluster.messages import (
     SNAPSHOT_REQUEST,
 )
 from appliance.cluster.peers import Peer
-from appliance.cluster.replica import Replica, encode_records, fitting, name_digest
+from appliance.cluster.replica import MergeReport, Replica, by_app, fitting, name_digest
 from appliance.cluster.transport import PeerAnswer, PeerTransport, PeerUntrusted
 from appliance.log import short
 from kmscore.errors import Reason, Rejected, Unavailable
-from kmscore.store import SkipReason, encode_record
+from kmscore.message import write_data, write_records
+from kmscore.store import SkipReason
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +66,12 @@ class SnapshotServer:
         batch = self._replica.store.since(after, limit_records=PAGE_RECORDS, limit_bytes=PAGE_RECORD_BYTES)
         entries = fitting(batch.records, MAX_PAGE_INNER_BYTES)
         whole = len(entries) == len(batch.records)
-        data = encode_records([(app_id, record) for app_id, _, record in entries])
+        data = write_data(entries)
         position = batch.next_seq if whole else entries[-1][1]
         return {"status": "ok", "data": data, "next": position, "done": batch.done and whole}
 
-    async def whole(self) -> bytes:
-        """Every record incl. tombstones: the `data` of one answer, encoded.
+    async def whole(self) -> list[bytes]:
+        """Every record incl. tombstones: the `data` of one answer, encoded, in parts.
 
         Raises `Unavailable` while another one is being made, which takes several times the store's memory, and
         `Rejected(TOO_LARGE)` when the answer would exceed what a node may send: such a store is joined by pages.
@@ -84,20 +84,26 @@ class SnapshotServer:
         finally:
             self._giving_whole = False
 
-    async def _collect(self) -> bytes:
+    async def _collect(self) -> list[bytes]:
         lists: dict[int, list[bytes]] = {}
         seq = size = 0
         done = False
         while not done:
             batch = self._replica.store.since(seq, limit_records=PAGE_RECORDS, limit_bytes=PAGE_RECORD_BYTES)
-            for app_id, _, record in batch.records:
-                lists.setdefault(app_id, []).append(encode_inner(encode_record(record)))
-                size += WIRE_FACTOR * (len(record.key) + len(record.value or b"") + 128)
+            for app_id, records in by_app(batch.records).items():
+                lists.setdefault(app_id, []).append(write_records(records))
+                size += sum(WIRE_FACTOR * (len(record.key) + len(record.value or b"") + 128) for record in records)
             if size > self._max_answer_bytes:
                 raise Rejected(Reason.TOO_LARGE, "the store is too large for one answer; ask for pages")
             seq, done = batch.next_seq, batch.done
             await anyio.lowlevel.checkpoint()
-        return b"{%b}" % b",".join(b'"%d":[%b]' % (app_id, b",".join(records)) for app_id, records in lists.items())
+        parts: list[bytes] = []
+        for app_id, written in lists.items():
+            parts += (b',"%d":[' % app_id if parts else b'{"%d":[' % app_id, written.pop(0))
+            for following in written:
+                parts += (b",", following)
+            parts.append(b"]")
+        return [*parts, b"}"] if parts else [b"{}"]
 
 
 class SnapshotClient:
@@ -156,17 +162,22 @@ class SnapshotClient:
             incoming = await self._replica.check_incoming(answer.inner.get("data"))
         except Rejected as error:
             raise PeerUntrusted(f"the snapshot is malformed: {error}") from error
-        async with self._replica.writing():
-            report = self._replica.merge(incoming, peer.wallet, snapshot=not keep_names)
         if snapshot.records and answer.boot_id != snapshot.boot_id:
             raise PeerUntrusted("the peer restarted while it gave its snapshot")
         snapshot.boot_id = answer.boot_id
+        for part in incoming.slices():
+            async with self._replica.writing():
+                report = self._replica.merge(part, peer.wallet, snapshot=not keep_names)
+            self._note(peer, report, snapshot)
+            if keep_names:
+                snapshot.named.update(name_digest(app_id, record.key) for app_id, record in part.each())
+            await anyio.lowlevel.checkpoint()
+
+    def _note(self, peer: Peer, report: MergeReport, snapshot: PulledSnapshot) -> None:
         snapshot.records += report.total
         snapshot.refused += report.rejected
         if snapshot.records > self._max_records:
             raise PeerUntrusted("the snapshot holds more records than a store can")
-        if keep_names:
-            snapshot.named.update(name_digest(app_id, record.key) for app_id, record in incoming.accepted)
         if report.rejected:
             logger.error(
                 "snapshot records refused",

@@ -35,7 +35,7 @@ from appliance.cluster.keys import ClusterKeys
 from appliance.cluster.messages import DELTA, MAX_SMALL_ANSWER_BYTES
 from appliance.cluster.peers import PeerCache
 from appliance.cluster.push import Pusher
-from appliance.cluster.replica import Replica, encode_records
+from appliance.cluster.replica import Replica
 from appliance.cluster.snapshot import SnapshotClient, SnapshotServer
 from appliance.cluster.transport import PeerTransport
 from appliance.http import new_http_client
@@ -48,6 +48,7 @@ from kmscore.errors import Unavailable
 from kmscore.json import MAX_ITEMS
 from kmscore.kdf import master_secret_hash
 from kmscore.limits import BodyBudget, RateLimiter
+from kmscore.message import write_data
 from kmscore.nonce import EnvelopeNonces, NonceIssuer, UsedNonces
 from kmscore.pop import WalletKey
 from kmscore.proof import PopVerifier
@@ -157,7 +158,7 @@ async def measure_costs(*, repeats: int, say: Callable[[str], None]) -> Costs:
         if peer is None:
             raise Unavailable("the receiving side is no member")
 
-        async def exchange(data: dict[str, object]) -> None:
+        async def exchange(data: bytes) -> None:
             answer = await sender.transport.exchange(
                 peer, {"type": DELTA, "data": data}, deadline_s=DEADLINE_S, limit_bytes=MAX_SMALL_ANSWER_BYTES
             )
@@ -168,12 +169,12 @@ async def measure_costs(*, repeats: int, say: Callable[[str], None]) -> Costs:
             (await sender.http.get(f"{url}/nonce")).raise_for_status()
 
         for _ in range(WARM_UP):
-            await exchange({})
+            await exchange(b"{}")
             await ask()
         with collector_off():
             asks_s = [await _cpu_s(ask, EXCHANGES) for _ in range(repeats)]
             written_bytes = sent_bytes(os.getpid())
-            empty_s = [await _cpu_s(lambda: exchange({}), EXCHANGES) for _ in range(repeats)]
+            empty_s = [await _cpu_s(lambda: exchange(b"{}"), EXCHANGES) for _ in range(repeats)]
             empty = Traffic(traffic.request_bytes, traffic.answer_bytes)
             # What both wrote beyond the bodies: request and status lines with their headers.
             exchange_bytes = (sent_bytes(os.getpid()) - written_bytes) / EXCHANGES / repeats
@@ -275,7 +276,7 @@ async def _cpu_s(work: Callable[[], Awaitable[None]], count: int) -> float:
     return (time.process_time_ns() - started) / count / 1e9
 
 
-def _records(sender: Side, number: int) -> dict[str, object]:
+def _records(sender: Side, number: int) -> bytes:
     """The data of a delta with new values, sealed under the app's key as everything in a store is."""
     store, now_ms = sender.replica.store, sender.clock.now_ms()
     for record in range(BATCH_RECORDS):
@@ -283,7 +284,7 @@ def _records(sender: Side, number: int) -> dict[str, object]:
         store.put(APP_ID, f"key-{number}-{record:08d}", ciphertext, 0, now_ms)
     first = store.last_seq - BATCH_RECORDS
     batch = store.since(first, limit_records=BATCH_RECORDS, limit_bytes=1 << 40)
-    return encode_records([(app_id, record) for app_id, _, record in batch.records])
+    return write_data(batch.records)
 
 
 def member_s(member: MemberFacts, repeats: int) -> float:

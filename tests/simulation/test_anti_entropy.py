@@ -1,5 +1,7 @@
 """Whatever was lost, once all nodes can talk again all hold the same live map within two rounds (store §5)."""
 
+import json
+
 import anyio
 import pytest
 
@@ -206,7 +208,7 @@ class Refusing(SimulatedTransport):
 
     async def exchange(self, peer, inner, **bounds):  # type: ignore[no-untyped-def]
         if inner["type"] == "delta" and any(
-            item["key"] in self._keys for records in inner["data"].values() for item in records
+            item["key"] in self._keys for records in json.loads(inner["data"]).values() for item in records
         ):
             self._network.messages["delta"] += 1
             raise PeerRefused(400, "bad_request", None)

@@ -150,7 +150,7 @@ class SimulatedNode:
                 case "records_request":
                     return self.digests.records(inner)
                 case "snapshot_request":
-                    return {"status": "ok", "data": parse_json_object(await self.snapshots.whole())}
+                    return {"status": "ok", "data": b"".join(await self.snapshots.whole())}
         except Rejected as error:
             raise PeerRefused(400, str(error), None) from error
         raise AssertionError("no such message")

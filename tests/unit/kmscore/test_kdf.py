@@ -12,6 +12,7 @@ from kmscore import kdf as ours
 from kmscore.errors import InvariantBroken, Reason, Rejected
 from kmscore.kdf import DataCipher, derive_app_key, derive_data_key, derive_sync_key, master_secret_hash
 from kmscore.secret import SecretBytes
+from kmscore.store import Record
 from tests.reference import kdf as twin
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "kdf.json").read_text())
@@ -158,6 +159,16 @@ def test_one_value_says_nothing_about_the_next(size):
                 cipher.check(bytes(bad))
         cipher.check(good)
         assert cipher.open(good) == bytes(size)
+
+
+@pytest.mark.parametrize("size", [0, 4096, 4097])
+def test_records_are_readable_when_their_values_are(size):
+    cipher = cipher_of(7)
+    good = cipher.seal(bytes(size), bytes(12))
+    bad = cipher_of(8).seal(bytes(size), bytes(12))
+    records = [Record("k", value, {"w": 1}, 1) for value in (good, bad, None, good[:-1], b"", good)]
+    assert cipher.readable(records) == [records[0], records[2], records[5]]
+    assert cipher.readable([]) == []
 
 
 @pytest.mark.parametrize("nonce", [b"", bytes(11), bytes(13)])

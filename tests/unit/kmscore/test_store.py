@@ -36,6 +36,26 @@ def reason_of(call, *arguments):
     return rejection.value.reason
 
 
+def test_records_merged_together_fare_as_one_by_one():
+    limits = StoreLimits(max_app_bytes=700)
+    together, alone = (compiled.Store("me", limits, seed=bytes(16)) for _ in range(2))
+    records = [
+        compiled.Record(
+            f"k{number % 5}", bytes(9 * number), {"w": 1 + number % 3, f"x{number % 2}": 1}, NOW + number % 4
+        )
+        for number in range(30)
+    ]
+    expected = [alone.evaluate(1, record, NOW) for record in records]
+    assert together.evaluate_each(1, records, NOW) == expected
+    expected = [alone.merge(1, record, NOW, source="peer", snapshot=True) for record in records]
+    assert together.merge_each(1, records, NOW, "peer", True) == expected
+    assert len(set(expected)) > 3
+    for options in ({}, {"exclude_source": "peer"}, {"exclude_snapshot": True}):
+        assert everything(together, **options) == everything(alone, **options)
+    assert reason_of(together.merge_each, 1 << 256, records, NOW) is Reason.BAD_FIELD
+    assert reason_of(together.evaluate_each, -1, records, NOW) is Reason.BAD_FIELD
+
+
 # --- own writes ---
 
 

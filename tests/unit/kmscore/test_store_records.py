@@ -119,6 +119,36 @@ def test_anything_else_is_refused_with_its_word(store, obj, word):
     assert refusal.value.reason is (Reason.VALUE_TOO_LARGE if word == "value_too_large" else Reason.MALFORMED)
 
 
+def test_records_are_parsed_in_steps_and_leave_their_list():
+    items = [
+        WIRE,
+        WIRE | {"value": VALUE + "ag"},
+        compiled.parse_record(WIRE, LIMITS),
+        7,
+        WIRE | {"key": "k" * 101},
+        WIRE,
+    ]
+    records, refusals, following = compiled.parse_records(items, 1, LIMITS, 1 << 20)
+    assert records == [compiled.parse_record(WIRE, LIMITS)] * 2
+    assert refusals == ["malformed", "malformed", "key_too_large"]
+    assert following == 6
+    assert items == [WIRE, None, None, None, None, None]
+    items = [WIRE] * 5
+    steps = []
+    first = 0
+    while first < len(items):
+        records, refusals, first = compiled.parse_records(items, first, LIMITS, 1000)
+        steps.append(len(records))
+        assert not refusals
+    assert steps == [2, 2, 1]
+
+
+def test_outcomes_are_counted():
+    outcomes = [MergeOutcome.INSERTED, MergeOutcome.REFUSED_CLOCK, MergeOutcome.INSERTED]
+    assert compiled.count_outcomes(outcomes) == {MergeOutcome.INSERTED: 2, MergeOutcome.REFUSED_CLOCK: 1}
+    assert compiled.count_outcomes([]) == {}
+
+
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),

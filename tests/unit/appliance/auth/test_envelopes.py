@@ -3,9 +3,10 @@
 import json
 import os
 
+import anyio
 import pytest
 
-from appliance.auth.envelopes import EnvelopeGate, LabelMemory, encode_inner, parse_sender
+from appliance.auth.envelopes import EnvelopeGate, LabelMemory, encode_inner, parse_inner, parse_sender
 from appliance.tee.port import TeeProvider
 from appliance.tee.software.provider import SoftwareTee
 from kmscore.envelope import LABELS, Envelope, TeePublicKey, parse_envelope, parse_tee_pubkey
@@ -164,3 +165,30 @@ async def test_inner_objects_are_compact_utf8_and_finite() -> None:
     assert encode_inner({"b": "é", "a": [1, None]}) == '{"b":"é","a":[1,null]}'.encode()
     with pytest.raises(ValueError, match="not JSON compliant"):
         encode_inner({"a": float("nan")})
+
+
+async def test_data_may_be_encoded_already() -> None:
+    assert (
+        encode_inner({"a": 1}, b'{"1":[]}') == encode_inner({"a": 1, "data": b'{"1":[]}'}) == b'{"data":{"1":[]},"a":1}'
+    )
+    assert encode_inner({"data": b"{}"}) == b'{"data":{}}'
+
+
+async def test_a_long_inner_object_is_read_in_steps() -> None:
+    text = b'{"data":{"1":[%b]}}' % b",".join([b'{"key":"%b"}' % (b"k" * 1000)] * 1000)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(others)
+        inner = await parse_inner(text, max_items=10_000)
+        group.cancel_scope.cancel()
+    assert turns >= 7
+    assert inner == json.loads(text)
+    with pytest.raises(Rejected):
+        await parse_inner(text, max_items=100)

@@ -502,3 +502,31 @@ async def test_a_store_that_is_full_of_peers_records_stays_unacknowledged_on_the
     assert report.merged + report.rejected == 9
     assert report.skip_reasons == {"store_full": report.rejected}
     await bench.aclose()
+
+
+async def test_a_long_delta_is_judged_and_merged_in_slices_between_which_others_run() -> None:
+    bench = Bench()
+    bench.hold_secret()
+    items = [record(f"key {number}", b"x", at_ms=bench.clock.now_ms()) for number in range(2_600)]
+    items[7] = {"key": "no record"}
+    incoming = await bench.replica.check_incoming({APP: items})
+    counts: list[int] = []
+
+    async def others() -> None:
+        while True:
+            counts.append(len(bench.contents()))
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(others)
+        planned = await bench.replica.evaluate(incoming)
+        assert set(counts) == {0}
+        assert len(counts) >= 4
+        done = await bench.replica.take_in(incoming, FakePeer(1).address)
+        group.cancel_scope.cancel()
+    assert planned == done
+    assert (done.total, done.merged, done.rejected, done.skip_reasons) == (2_600, 2_599, 1, {"malformed": 1})
+    assert len(bench.contents()) == 2_599
+    assert len(set(counts)) >= 4
+    assert not incoming.accepted
+    await bench.aclose()
