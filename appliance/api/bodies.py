@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import anyio
+import anyio.to_thread
 from starlette.requests import Request
 
 from kmscore.errors import Reason, Rejected
@@ -12,6 +13,8 @@ BODY_DEADLINE_S = 60.0
 # Where our server puts a body that came together with its request's head: nothing has to be waited for then, and a
 # deadline costs more to set up than a small body to read.
 WHOLE_BODY = "nova.whole_body"
+# Longer bodies are put together in a thread, which does not keep the GIL for it.
+JOIN_INLINE_BYTES = 2 << 20
 JSON_TYPE = b"application/json"
 
 
@@ -50,7 +53,9 @@ async def read_body(request: Request, limit_bytes: int, take: Callable[[int], No
         chunks.append(chunk)
 
     await _receive(request, limit_bytes, keep)
-    return b"".join(chunks)
+    if sum(map(len, chunks)) <= JOIN_INLINE_BYTES:
+        return b"".join(chunks)
+    return await anyio.to_thread.run_sync(b"".join, chunks)
 
 
 async def discard_body(request: Request, limit_bytes: int) -> None:

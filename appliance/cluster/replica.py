@@ -30,8 +30,7 @@ logger = logging.getLogger(__name__)
 Entry = tuple[int, int, Record]  # app id, local sequence number, record
 
 # What is done with records between two chances for other requests: at most about a millisecond of work.
-RECORDS_PER_SLICE = 250
-MERGES_PER_SLICE = 500
+RECORDS_PER_SLICE = 500
 SLICE_BYTES = 256 * 1024
 RECORDS_OF_AN_APP = 5  # deriving an app's key takes as long as so many records
 MAX_APP_ID = 2**256 - 1
@@ -65,7 +64,7 @@ class IncomingRecords:
         self.accepted.reverse()
         while self.accepted:
             app_id, records = self.accepted.pop()
-            if count and count + len(records) > MERGES_PER_SLICE:
+            if count and count + len(records) > RECORDS_PER_SLICE:
                 yield part
                 part = IncomingRecords(self.generation)
                 count = 0
@@ -251,10 +250,10 @@ class Replica:
         self._keys.require_generation(incoming.generation)
         now_ms = self._clock.now_ms()
         outcomes: list[MergeOutcome] = []
-        pause = MERGES_PER_SLICE
+        pause = RECORDS_PER_SLICE
         for app_id, records in incoming.accepted:
             if len(outcomes) + len(records) > pause:
-                pause = len(outcomes) + MERGES_PER_SLICE
+                pause = len(outcomes) + RECORDS_PER_SLICE
                 await anyio.lowlevel.checkpoint()
             outcomes += self.store.evaluate_each(app_id, records, now_ms)
         return self._report(incoming.total, incoming.refused, outcomes)
