@@ -17,7 +17,7 @@ from appliance.settings import Settings
 from appliance.tee.attestation.document import parse_document
 from appliance.tee.attestation.measurements import Measurements
 from appliance.tee.attestation.statement import CONFIG_PCR, extend_config
-from appliance.tee.local import INLINE_BYTES, LocalTee
+from appliance.tee.local import INLINE_BYTES, OPEN_FACTOR, LocalTee
 from appliance.tee.software.provider import SOFTWARE_MEASUREMENTS, SoftwareTee
 from kmscore.envelope import LABELS, AgreementKey
 from kmscore.errors import ConfigError, InvariantBroken, Rejected
@@ -151,7 +151,7 @@ async def test_a_random_source_that_returns_too_little_is_a_bug() -> None:
         await tee.random_bytes(32)
 
 
-@pytest.mark.parametrize("size", [0, 1, INLINE_BYTES, INLINE_BYTES + 1, 4 * INLINE_BYTES])
+@pytest.mark.parametrize("size", [0, 1, INLINE_BYTES, INLINE_BYTES + 1, OPEN_FACTOR * INLINE_BYTES])
 @pytest.mark.parametrize("label", LABELS)
 async def test_envelopes_of_every_size_open_here_or_in_a_thread(size: int, label: str) -> None:
     ours, theirs = SoftwareTee.generate(os.urandom), SoftwareTee.generate(os.urandom)
@@ -165,7 +165,7 @@ async def test_envelopes_of_every_size_open_here_or_in_a_thread(size: int, label
 async def test_a_refusal_from_a_thread_is_the_same_refusal() -> None:
     tee = SoftwareTee.generate(os.urandom)
     other = SoftwareTee.generate(os.urandom)
-    envelope = await tee.seal(bytes(4 * INLINE_BYTES), (await other.identity()).tee_pubkey, None)
+    envelope = await tee.seal(bytes(2 * OPEN_FACTOR * INLINE_BYTES), (await other.identity()).tee_pubkey, None)
 
     with pytest.raises(Rejected):
         await tee.open(envelope, (await SoftwareTee.generate(os.urandom).identity()).tee_pubkey)
