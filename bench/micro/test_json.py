@@ -6,7 +6,8 @@ import pytest
 
 from bench.micro.records import delta, record
 from kmscore.json import canonical_json, parse_json_object
-from kmscore.store import StoreLimits, encode_record, parse_record
+from kmscore.message import read_message, write_data
+from kmscore.store import StoreLimits, encode_record, parse_record, parse_records
 from tests.reference import json as reference
 from tests.reference import store as reference_store
 
@@ -14,6 +15,8 @@ PARSE = pytest.mark.benchmark(group="strict JSON of a delta, parsed")
 CANONICAL = pytest.mark.benchmark(group="canonical JSON of a delta")
 PARSE_RECORDS = pytest.mark.benchmark(group="records out of parsed JSON, each")
 ENCODE_RECORDS = pytest.mark.benchmark(group="records to JSON values, each")
+READ_MESSAGE = pytest.mark.benchmark(group="a delta's JSON to checked records, each")
+WRITE_DATA = pytest.mark.benchmark(group="records to a message's JSON, each")
 EACH_COUNT = pytest.mark.parametrize("records", [1, 10, 500])
 ONE = pytest.mark.parametrize("records", [1])
 LIMITS = StoreLimits()
@@ -162,3 +165,58 @@ def test_encode_hex_alone(floor, records):
 def test_encode_records_of_the_twin(rival, records):
     held = [record(number, 1, kind=reference_store.Record) for number in range(records)]
     rival("Python twin", lambda: [reference_store.encode_record(item) for item in held], per=records)
+
+
+def read_records(body):
+    *_, message = read_message(body)
+    return parse_records(message["data"]["7"], 0, LIMITS, 1 << 30)[0]
+
+
+def read_records_in_python(body):
+    return [reference_store.parse_record(value, LIMITS) for value in parse_in_python(body)["data"]["7"]]
+
+
+@READ_MESSAGE
+@EACH_COUNT
+def test_read_message(ours, records):
+    body = canonical_json(delta(records))
+    assert len(ours("kmscore", read_records, body, per=records)) == records
+
+
+@READ_MESSAGE
+@EACH_COUNT
+def test_lenient_parse_of_a_message(floor, records):
+    floor("json.loads, lenient, and no records", json.loads, canonical_json(delta(records)), per=records)
+
+
+@READ_MESSAGE
+@EACH_COUNT
+def test_read_message_in_python(rival, records):
+    body = canonical_json(delta(records))
+    assert len(rival("json.loads with checks, then the twin", read_records_in_python, body, per=records)) == records
+
+
+@WRITE_DATA
+@EACH_COUNT
+def test_write_data(ours, records):
+    held = [(7, number, record(number, 1)) for number in range(records)]
+    assert json.loads(ours("kmscore", write_data, held, per=records)).keys() == {"7"}
+
+
+@WRITE_DATA
+@EACH_COUNT
+def test_hex_of_the_values_alone(floor, records):
+    held = [record(number, 1).value for number in range(records)]
+    floor("hex of the values", lambda: [value.hex() for value in held], per=records)
+
+
+@WRITE_DATA
+@EACH_COUNT
+def test_write_data_in_python(rival, records):
+    held = [record(number, 1, kind=reference_store.Record) for number in range(records)]
+    encoder = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+    rival(
+        "the twin's values and json",
+        lambda: encoder.encode({"7": [reference_store.encode_record(item) for item in held]}).encode(),
+        per=records,
+    )

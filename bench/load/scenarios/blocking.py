@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import anyio
+
 from appliance.devnet.progress import Step
 from bench.load.cluster import SHORT_TICKS, LoadCluster, LoadNode
 from bench.load.findings import Findings
@@ -24,6 +26,8 @@ CONNECTIONS: Final = 8
 LAUNCHER: Final = ("-m", "bench.load.node")
 OURS: Final = (Cause.OWN_CODE, Cause.OTHER_THREAD)
 COLD_TIMEOUT_S: Final = 60.0
+# A node that has just begun to listen still loads the chain's libraries, in a thread: before it serves anybody.
+LOADED_S: Final = 5.0
 PLACES_SHOWN: Final = 6
 GROUP: Final = "event loop"
 
@@ -92,6 +96,7 @@ class BlockingBench:
     async def join(self, step: Step) -> None:
         """A watched node joins: what it and the giving node do meanwhile."""
         joiner = await self.watched_node("joiner", available=False)
+        await anyio.sleep(LOADED_S)
         step.say("a node joins")
         async with self._phase("join, the node that gives"):
             instance_id = await self._cluster.register_node(joiner)
