@@ -18,6 +18,7 @@ from appliance.clock import Clock
 from appliance.cluster.digests import (
     MAX_KEYS,
     MAX_RANGES,
+    RANGES_PER_SLICE,
     Range,
     RangeAnswer,
     encode_range,
@@ -199,13 +200,19 @@ class Comparison:
         inner = await self._request(
             {"type": DIGEST_REQUEST, "ranges": [encode_range(wanted) for wanted in asked]}, MAX_PAGE_ANSWER_BYTES
         )
-        try:
-            answers = parse_range_answers(inner.get("ranges"), asked)
-        except Rejected as error:
-            raise PeerUntrusted(f"the digests are malformed: {error}") from error
-        for wanted, theirs in zip(asked, answers, strict=False):
-            self._compare(wanted, theirs)
-        self._open.extend(asked[len(answers) :])
+        given = inner.get("ranges")
+        if not isinstance(given, list) or not 1 <= len(given) <= len(asked):
+            raise PeerUntrusted("the digests are malformed: other ranges are answered than were asked for")
+        for first in range(0, len(given), RANGES_PER_SLICE):
+            part = asked[first : first + RANGES_PER_SLICE]
+            try:
+                answers = parse_range_answers(given[first : first + RANGES_PER_SLICE], part)
+            except Rejected as error:
+                raise PeerUntrusted(f"the digests are malformed: {error}") from error
+            for wanted, theirs in zip(part, answers, strict=False):
+                self._compare(wanted, theirs)
+            await anyio.lowlevel.checkpoint()
+        self._open.extend(asked[len(given) :])
 
     def _compare(self, wanted: Range, theirs: RangeAnswer) -> None:
         if theirs.children is not None:
