@@ -4,8 +4,8 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from kmscore._memory cimport CACHE_LINE, Memory, claim, prefetch
-from kmscore._pool cimport slab_of
+from kmscore._memory cimport CACHE_LINE, Memory, prefetch
+from kmscore._pool cimport Pool, pool_claim, pool_release, slab_of
 from kmscore._siphash cimport HashKey
 from kmscore._table cimport Node
 from kmscore._vclock cimport ClockEntry, Writer, max_number
@@ -22,6 +22,7 @@ cdef enum:
     MAX_LEVEL = 16     # of the change log: enough for 4^16 records
     NO_HEAP = 0xFFFFFFFF
     DIGEST_BYTES = 16  # of a record, a range, a namespace: keyed, so nobody outside the cluster can look for collisions
+    OBJECT_POOL = 16384  # Python's pools of small objects begin at multiples of it, with what says which are free
     LARGE_VALUE = 512  # bytes: the digest of a larger value is kept, so that a leaf never costs more than its records
 
 
@@ -74,26 +75,26 @@ cdef struct Tower:
     Cell *next
 
 
-# One allocation: the struct, `level` towers, the key.
+# One allocation: the struct, `level` towers, the key. First what reading a record needs, as much as a cache line holds.
 cdef struct Cell:
     Node node             # size: of the key
     Space *space
     PyObject *value       # a bytes object, shared with whoever wrote or reads it, never copied; NULL: tombstone
     ClockEntry *clock     # from the pool; interned writers, one reference each
-    Writer *source        # the peer that sent exactly this version and payload, or NULL
-    Cell *prev            # in the queue of its state
-    Cell *next
-    Item item             # in the trie of its namespace, when `counted`
-    int64_t seq
     int64_t updated_at_ms
     int64_t ttl_ms
-    Place place
     uint16_t entries      # of the clock
     uint8_t level
     uint8_t state
     uint8_t by_snapshot
     uint8_t counted
     uint8_t hashed        # the digest of a large value stands behind the clock
+    Writer *source        # the peer that sent exactly this version and payload, or NULL
+    Cell *prev            # in the queue of its state
+    Cell *next
+    Item item             # in the trie of its namespace, when `counted`
+    int64_t seq
+    Place place
 
 
 cdef struct Queue:
@@ -163,6 +164,7 @@ cdef inline void prefetch_cell(const void *cell) noexcept nogil:
     prefetch(cell)
     prefetch(<const char *>cell + CACHE_LINE)
     prefetch(<const char *>cell + 2 * CACHE_LINE)
+    prefetch(<const char *>cell + 3 * CACHE_LINE - 40)
 
 
 # What reading a record needs beside its cell.
@@ -171,13 +173,19 @@ cdef inline void prefetch_content(const Cell *cell) noexcept nogil:
     prefetch(cell.clock)
 
 
-# What a change needs: the neighbours that the cell is taken out from between, and where its clock goes back to.
+# What a change needs: the neighbours in the log that the cell is taken out from between, and where its clock and a small
+# value go back to.
 cdef inline void prefetch_neighbours(const Cell *cell) noexcept nogil:
-    prefetch(&cell.prev.next)
-    prefetch(&cell.next.prev)
     prefetch(towers(towers(cell).prev))
     prefetch(towers(towers(cell).next))
     prefetch(slab_of(cell.clock))
+    prefetch(<const void *>(<size_t>cell.value & ~<size_t>(OBJECT_POOL - 1)))
+
+
+# What it needs when the cell leaves its queue, too.
+cdef inline void prefetch_queue(const Cell *cell) noexcept nogil:
+    prefetch(&cell.prev.next)
+    prefetch(&cell.next.prev)
 
 
 cdef inline size_t value_size(const Cell *cell) noexcept nogil:
@@ -207,13 +215,23 @@ cdef inline bint is_visible(const Cell *cell, int64_t now_ms) noexcept nogil:
     return cell.state == LIVE and (cell.ttl_ms == 0 or now_ms <= expires_at(cell))
 
 
-cdef inline Cell *new_cell(Memory *memory, size_t level, size_t key_size) noexcept nogil:
-    cdef Cell *cell = <Cell *>claim(memory, sizeof(Cell) + level * sizeof(Tower) + key_size)
+cdef inline size_t cell_bytes(size_t level, size_t key_size) noexcept nogil:
+    return sizeof(Cell) + level * sizeof(Tower) + key_size
+
+
+cdef inline Cell *new_cell(Pool *pool, Memory *memory, size_t level, size_t key_size) noexcept nogil:
+    cdef Cell *cell = <Cell *>pool_claim(pool, memory, cell_bytes(level, key_size))
     if cell != NULL:
         memset(cell, 0, sizeof(Cell))
+        cell.node.size = <uint32_t>key_size
         cell.level = <uint8_t>level
         cell.place.heap_at[BY_EXPIRY] = cell.place.heap_at[BY_TURN] = NO_HEAP
     return cell
+
+
+cdef inline void release_cell(Pool *pool, Memory *memory, Cell *cell) noexcept nogil:
+    if cell != NULL:
+        pool_release(pool, memory, cell, cell_bytes(cell.level, cell.node.size))
 
 
 # Each level has a quarter of the records of the one below, by the half of the keyed hash that the table does not use.
@@ -248,10 +266,10 @@ cdef inline void queue_remove(Queue *queue, Cell *cell) noexcept nogil:
     cell.prev = cell.next = NULL
 
 
-cdef inline bint log_open(ChangeLog *log, Memory *memory) noexcept nogil:
+cdef inline bint log_open(ChangeLog *log, Pool *pool, Memory *memory) noexcept nogil:
     cdef size_t level
     log.last_seq = 0
-    log.head = new_cell(memory, MAX_LEVEL, 0)
+    log.head = new_cell(pool, memory, MAX_LEVEL, 0)
     if log.head == NULL:
         return False
     for level in range(<size_t>MAX_LEVEL):

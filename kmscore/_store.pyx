@@ -31,6 +31,8 @@ from kmscore._cell cimport (
     prefetch_cell,
     prefetch_content,
     prefetch_neighbours,
+    prefetch_queue,
+    release_cell,
     towers,
 )
 from kmscore._change cimport Change, Text, apply_change, apply_floor
@@ -70,6 +72,7 @@ from kmscore._index cimport (
 )
 from kmscore._memory cimport release
 from kmscore._merge cimport INSERTED, REPLACED_BY_VERSION, View
+from kmscore._pages cimport pages_close
 from kmscore._record cimport Record, make_record, view_of_record
 from kmscore._secret cimport SecretBytes, wipe_memory
 from kmscore._siphash cimport HashKey
@@ -207,7 +210,7 @@ cdef class Store:
     def __dealloc__(self):
         if self.core.log.head != NULL:
             self._free_records()
-            release(&self.core.memory, self.core.log.head)
+            release_cell(&self.core.blocks, &self.core.memory, self.core.log.head)
         if self.core.own != NULL:
             drop_writer(&self.core.writers, &self.core.memory, self.core.own)
         release(&self.core.memory, self.core.expiring.items)
@@ -215,6 +218,7 @@ cdef class Store:
         release(&self.core.memory, self.core.retained_by_seq.items)
         table_close(&self.core.cells, &self.core.memory)
         table_close(&self.core.writers, &self.core.memory)
+        pages_close(&self.core.memory)
         wipe_memory(&self.core.digests, sizeof(self.core.digests))
 
     @property
@@ -552,7 +556,7 @@ cdef class Store:
             forget_cell(&self.core, cell)
             cell = following
         for namespace in self.namespaces.values():
-            release(&self.core.memory, namespace.space.floor)
+            release_cell(&self.core.blocks, &self.core.memory, namespace.space.floor)
             namespace.space.floor = NULL
             mark_emptied(&self.core, &namespace.space)
         self._forget_namespaces()
@@ -690,6 +694,8 @@ cdef class Store:
         write.key = self._checked_key(key, self.core.bounds.known_key_bytes)
         notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
         self._plan_write(app_id, now_ms, write)
+        if write.cell != NULL:
+            prefetch_queue(write.cell)
         write.ttl_ms = 0
         write.room.reclaim_bytes = 0
         write.room.elsewhere_bytes = 0
