@@ -16,6 +16,7 @@ from cpython.unicode cimport PyUnicode_CheckExact, PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from kmscore._arena cimport Arenas, take_arenas
 from kmscore._cell cimport (
     BY_TURN,
     DIGEST_BYTES,
@@ -108,6 +109,7 @@ cdef enum:
 
 cdef tuple OUTCOMES = tuple(MergeOutcome)
 cdef str HEX_DIGITS = "0123456789abcdef"
+cdef Arenas ARENAS
 
 
 # An own write that has been found acceptable, and what it will store. `space` and `cell` are NULL when there are none.
@@ -168,6 +170,15 @@ cdef Text key_text(key) except *:
 def siphash24(bytes key not None, bytes data not None) -> int:
     """SipHash-2-4 of `data` under a key of 16 bytes, as an unsigned integer: for its test vectors."""
     return siphash24_kernel(hash_key_of(key), data, PyBytes_GET_SIZE(data))
+
+
+def ask_for_huge_pages() -> None:
+    """Lets the kernel back Python's small objects by huge pages from now on, once there are more than 64 MiB of them.
+
+    For a process whose objects are mostly the ciphertexts of a large store: each read of one then misses the caches, but
+    not the TLB as well. The structures of a Store ask for themselves. Changes nothing where the kernel has none.
+    """
+    take_arenas(&ARENAS)
 
 
 # It holds Python objects that cannot point back at it, and must never be cleared before it is deallocated.
