@@ -75,8 +75,15 @@ cdef struct Tower:
     Cell *next
 
 
-# One allocation: the struct, `level` towers, the key. First what reading a record needs, as much as a cache line holds.
+# One allocation: `level` towers, the first one last, the struct, the key. What finding and reading a record needs stands
+# together, at most two cache lines with a key of up to 24 bytes; what changing it needs is on the line before.
 cdef struct Cell:
+    int64_t seq
+    Writer *source        # the peer that sent exactly this version and payload, or NULL
+    Cell *prev            # in the queue of its state
+    Cell *next
+    Item item             # in the trie of its namespace, when `counted`
+    Place place
     Node node             # size: of the key
     Space *space
     PyObject *value       # a bytes object, shared with whoever wrote or reads it, never copied; NULL: tombstone
@@ -89,12 +96,6 @@ cdef struct Cell:
     uint8_t by_snapshot
     uint8_t counted
     uint8_t hashed        # the digest of a large value stands behind the clock
-    Writer *source        # the peer that sent exactly this version and payload, or NULL
-    Cell *prev            # in the queue of its state
-    Cell *next
-    Item item             # in the trie of its namespace, when `counted`
-    int64_t seq
-    Place place
 
 
 cdef struct Queue:
@@ -143,12 +144,12 @@ cdef struct ChangeLog:
     int64_t last_seq
 
 
-cdef inline Tower *towers(const Cell *cell) noexcept nogil:
-    return <Tower *>(cell + 1)
+cdef inline Tower *tower(const Cell *cell, size_t level) noexcept nogil:
+    return <Tower *>cell - 1 - level
 
 
 cdef inline char *cell_key(const Cell *cell) noexcept nogil:
-    return <char *>(towers(cell) + cell.level)
+    return <char *>(cell + 1)
 
 
 # An item of a namespace's trie is a member of its cell.
@@ -156,15 +157,18 @@ cdef inline Cell *cell_of(const Item *item) noexcept nogil:
     return <Cell *>(<char *>item - <size_t>&(<Cell *>NULL).item)
 
 
+cdef inline Cell *cell_of_node(const Node *node) noexcept nogil:
+    return <Cell *>(<char *>node - <size_t>&(<Cell *>NULL).node)
+
+
 # In a large store every pointer is a cache miss of 100 ns and more. One after the other they are most of what an
 # operation takes; asked for together they cost about one.
 
-# A cell with its towers and the beginning of its key.
-cdef inline void prefetch_cell(const void *cell) noexcept nogil:
-    prefetch(cell)
-    prefetch(<const char *>cell + CACHE_LINE)
-    prefetch(<const char *>cell + 2 * CACHE_LINE)
-    prefetch(<const char *>cell + 3 * CACHE_LINE - 40)
+# A cell with its first tower and the beginning of its key.
+cdef inline void prefetch_cell(const Cell *cell) noexcept nogil:
+    prefetch(&cell.node)
+    prefetch(<const char *>&cell.node + CACHE_LINE)
+    prefetch(tower(cell, 0))
 
 
 # What reading a record needs beside its cell.
@@ -176,8 +180,8 @@ cdef inline void prefetch_content(const Cell *cell) noexcept nogil:
 # What a change needs: the neighbours in the log that the cell is taken out from between, and where its clock and a small
 # value go back to.
 cdef inline void prefetch_neighbours(const Cell *cell) noexcept nogil:
-    prefetch(towers(towers(cell).prev))
-    prefetch(towers(towers(cell).next))
+    prefetch(tower(tower(cell, 0).prev, 0))
+    prefetch(tower(tower(cell, 0).next, 0))
     prefetch(slab_of(cell.clock))
     prefetch(<const void *>(<size_t>cell.value & ~<size_t>(OBJECT_POOL - 1)))
 
@@ -215,23 +219,25 @@ cdef inline bint is_visible(const Cell *cell, int64_t now_ms) noexcept nogil:
     return cell.state == LIVE and (cell.ttl_ms == 0 or now_ms <= expires_at(cell))
 
 
-cdef inline size_t cell_bytes(size_t level, size_t key_size) noexcept nogil:
-    return sizeof(Cell) + level * sizeof(Tower) + key_size
-
-
 cdef inline Cell *new_cell(Pool *pool, Memory *memory, size_t level, size_t key_size) noexcept nogil:
-    cdef Cell *cell = <Cell *>pool_claim(pool, memory, cell_bytes(level, key_size))
-    if cell != NULL:
-        memset(cell, 0, sizeof(Cell))
-        cell.node.size = <uint32_t>key_size
-        cell.level = <uint8_t>level
-        cell.place.heap_at[BY_EXPIRY] = cell.place.heap_at[BY_TURN] = NO_HEAP
+    cdef size_t before = level * sizeof(Tower)
+    cdef char *block = <char *>pool_claim(pool, memory, before + sizeof(Cell) + key_size)
+    cdef Cell *cell
+    if block == NULL:
+        return NULL
+    cell = <Cell *>(block + before)
+    memset(cell, 0, sizeof(Cell))
+    cell.node.size = <uint32_t>key_size
+    cell.level = <uint8_t>level
+    cell.place.heap_at[BY_EXPIRY] = cell.place.heap_at[BY_TURN] = NO_HEAP
     return cell
 
 
 cdef inline void release_cell(Pool *pool, Memory *memory, Cell *cell) noexcept nogil:
+    cdef size_t before
     if cell != NULL:
-        pool_release(pool, memory, cell, cell_bytes(cell.level, cell.node.size))
+        before = cell.level * sizeof(Tower)
+        pool_release(pool, memory, <char *>cell - before, before + sizeof(Cell) + cell.node.size)
 
 
 # Each level has a quarter of the records of the one below, by the half of the keyed hash that the table does not use.
@@ -273,7 +279,7 @@ cdef inline bint log_open(ChangeLog *log, Pool *pool, Memory *memory) noexcept n
     if log.head == NULL:
         return False
     for level in range(<size_t>MAX_LEVEL):
-        towers(log.head)[level].prev = towers(log.head)[level].next = log.head
+        tower(log.head, level).prev = tower(log.head, level).next = log.head
     return True
 
 
@@ -284,20 +290,20 @@ cdef inline void log_append(ChangeLog *log, Cell *cell) noexcept nogil:
     log.last_seq += 1
     cell.seq = log.last_seq
     for level in range(cell.level):
-        last = towers(log.head)[level].prev
-        towers(cell)[level].prev = last
-        towers(cell)[level].next = log.head
-        towers(last)[level].next = cell
-        towers(log.head)[level].prev = cell
+        last = tower(log.head, level).prev
+        tower(cell, level).prev = last
+        tower(cell, level).next = log.head
+        tower(last, level).next = cell
+        tower(log.head, level).prev = cell
 
 
 cdef inline void log_remove(Cell *cell) noexcept nogil:
     cdef size_t level
     cdef Tower link
     for level in range(cell.level):
-        link = towers(cell)[level]
-        towers(link.prev)[level].next = link.next
-        towers(link.next)[level].prev = link.prev
+        link = tower(cell, level)[0]
+        tower(link.prev, level).next = link.next
+        tower(link.next, level).prev = link.prev
 
 
 # The first cell that changed after `seq`, or the head when there is none.
@@ -306,9 +312,9 @@ cdef inline Cell *log_after(const ChangeLog *log, int64_t seq) noexcept nogil:
     cdef Cell *ahead
     cdef int level = MAX_LEVEL - 1
     while level >= 0:
-        ahead = towers(cell)[level].next
+        ahead = tower(cell, level).next
         while ahead != log.head and ahead.seq <= seq:
             cell = ahead
-            ahead = towers(cell)[level].next
+            ahead = tower(cell, level).next
         level -= 1
-    return towers(cell)[0].next
+    return tower(cell, 0).next

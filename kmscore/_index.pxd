@@ -18,6 +18,7 @@ from kmscore._cell cimport (
     Space,
     Trie,
     cell_key,
+    cell_of_node,
     cell_size,
     clock_bytes,
     expires_at,
@@ -125,7 +126,7 @@ cdef inline Cell *find_cell(const Core *core, const Space *space, const char *ke
     found = search(&core.cells, digest)
     node = next_found(&found)
     while node != NULL:
-        cell = <Cell *>node
+        cell = cell_of_node(node)
         prefetch_cell(cell)
         if (
             node.hash == digest

@@ -34,7 +34,7 @@ from kmscore._cell cimport (
     prefetch_neighbours,
     prefetch_queue,
     release_cell,
-    towers,
+    tower,
 )
 from kmscore._change cimport Change, Text, apply_change, apply_floor
 from kmscore._decide cimport (
@@ -403,9 +403,9 @@ cdef class Store:
         cell = log_after(&self.core.log, seq)
         while cell != self.core.log.head and scans > 0 and limit_records > 0:
             scans -= 1
-            following = towers(cell)[0].next
+            following = tower(cell, 0).next
             prefetch_content(following)
-            prefetch_cell(towers(following)[0].next)
+            prefetch_cell(tower(following, 0).next)
             if not ((excluded != NULL and cell.source == excluded) or (exclude_snapshot and cell.by_snapshot and cell.value != NULL)):
                 limit_bytes -= cell_size(cell)
                 if limit_bytes < 0 and records:
@@ -559,11 +559,11 @@ cdef class Store:
         return NULL
 
     cdef void _free_records(self) noexcept:
-        cdef Cell *cell = towers(self.core.log.head)[0].next
+        cdef Cell *cell = tower(self.core.log.head, 0).next
         cdef Cell *following
         cdef Namespace namespace
         while cell != self.core.log.head:
-            following = towers(cell)[0].next
+            following = tower(cell, 0).next
             forget_cell(&self.core, cell)
             cell = following
         for namespace in self.namespaces.values():
