@@ -65,7 +65,7 @@ from kmscore.errors import ConfigError, Unavailable
 from kmscore.json import MAX_ITEMS
 from kmscore.nonce import EnvelopeNonces, NonceIssuer, UsedNonces
 from kmscore.secret import SecretBytes
-from kmscore.store import Store, StoreLimits
+from kmscore.store import Store, StoreLimits, ask_for_huge_pages
 
 logger = logging.getLogger(__name__)
 
@@ -338,6 +338,7 @@ async def serve(settings: Settings) -> None:
         # which takes tens of milliseconds each time, all of them in the event loop.
         gc.collect()
         gc.freeze()
+        ask_for_huge_pages()
         await _run(settings, node, reader, server, listener, rng)
 
 

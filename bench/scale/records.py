@@ -11,7 +11,7 @@ from kmscore.store import ask_for_huge_pages
 BATCH: Final = 1_000
 BATCH_SINCE: Final = 5
 BATCH_DELETE: Final = 250
-WARM_UP: Final = 250
+WARM_UP: Final = 1_000  # another store had the caches before: what every operation shares is to be back in them
 # Measured in this order: `since` needs a log without gaps, and digests are kept from their turn on.
 SINCE: Final = f"since(seq, {SINCE_RECORDS})"
 OPERATIONS: Final = (SINCE, "get", "put", "merge", "delete", "digest update")
