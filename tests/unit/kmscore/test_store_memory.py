@@ -275,7 +275,7 @@ def test_small_objects_in_huge_pages_are_like_others_and_given_back():
             assert all(objects[i] == bytes([i % 251]) * (i % 400) for i in range(0, 400_000, 11))
             del objects
             left = mapped_bytes() - before
-            assert grown > 70 << 20 and left < 10 << 20, (grown, left)
+            assert grown > 70 << 20 and left < grown // 4, (grown, left)
             ask_for_huge_pages()
         assert earlier[-1] == bytes([19_999 % 251]) * (19_999 % 400)
         del earlier
