@@ -4,8 +4,8 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from kmscore._memory cimport CACHE_LINE, Memory, claim, prefetch
-from kmscore._pool cimport slab_of
+from kmscore._memory cimport CACHE_LINE, Memory, prefetch
+from kmscore._pool cimport Pool, pool_claim, pool_release, slab_of
 from kmscore._siphash cimport HashKey
 from kmscore._table cimport Node
 from kmscore._vclock cimport ClockEntry, Writer, max_number
@@ -22,6 +22,7 @@ cdef enum:
     MAX_LEVEL = 16     # of the change log: enough for 4^16 records
     NO_HEAP = 0xFFFFFFFF
     DIGEST_BYTES = 16  # of a record, a range, a namespace: keyed, so nobody outside the cluster can look for collisions
+    OBJECT_POOL = 16384  # Python's pools of small objects begin at multiples of it, with what says which are free
     LARGE_VALUE = 512  # bytes: the digest of a larger value is kept, so that a leaf never costs more than its records
 
 
@@ -74,20 +75,21 @@ cdef struct Tower:
     Cell *next
 
 
-# One allocation: the struct, `level` towers, the key.
+# One allocation: `level` towers, the first one last, the struct, the key. What finding and reading a record needs stands
+# together, at most two cache lines with a key of up to 24 bytes; what changing it needs is on the line before.
 cdef struct Cell:
-    Node node             # size: of the key
-    Space *space
-    PyObject *value       # a bytes object, shared with whoever wrote or reads it, never copied; NULL: tombstone
-    ClockEntry *clock     # from the pool; interned writers, one reference each
+    int64_t seq
     Writer *source        # the peer that sent exactly this version and payload, or NULL
     Cell *prev            # in the queue of its state
     Cell *next
     Item item             # in the trie of its namespace, when `counted`
-    int64_t seq
+    Place place
+    Node node             # size: of the key
+    Space *space
+    PyObject *value       # a bytes object, shared with whoever wrote or reads it, never copied; NULL: tombstone
+    ClockEntry *clock     # from the pool; interned writers, one reference each
     int64_t updated_at_ms
     int64_t ttl_ms
-    Place place
     uint16_t entries      # of the clock
     uint8_t level
     uint8_t state
@@ -142,12 +144,12 @@ cdef struct ChangeLog:
     int64_t last_seq
 
 
-cdef inline Tower *towers(const Cell *cell) noexcept nogil:
-    return <Tower *>(cell + 1)
+cdef inline Tower *tower(const Cell *cell, size_t level) noexcept nogil:
+    return <Tower *>cell - 1 - level
 
 
 cdef inline char *cell_key(const Cell *cell) noexcept nogil:
-    return <char *>(towers(cell) + cell.level)
+    return <char *>(cell + 1)
 
 
 # An item of a namespace's trie is a member of its cell.
@@ -155,14 +157,18 @@ cdef inline Cell *cell_of(const Item *item) noexcept nogil:
     return <Cell *>(<char *>item - <size_t>&(<Cell *>NULL).item)
 
 
+cdef inline Cell *cell_of_node(const Node *node) noexcept nogil:
+    return <Cell *>(<char *>node - <size_t>&(<Cell *>NULL).node)
+
+
 # In a large store every pointer is a cache miss of 100 ns and more. One after the other they are most of what an
 # operation takes; asked for together they cost about one.
 
-# A cell with its towers and the beginning of its key.
-cdef inline void prefetch_cell(const void *cell) noexcept nogil:
-    prefetch(cell)
-    prefetch(<const char *>cell + CACHE_LINE)
-    prefetch(<const char *>cell + 2 * CACHE_LINE)
+# A cell with its first tower and the beginning of its key.
+cdef inline void prefetch_cell(const Cell *cell) noexcept nogil:
+    prefetch(&cell.node)
+    prefetch(<const char *>&cell.node + CACHE_LINE)
+    prefetch(tower(cell, 0))
 
 
 # What reading a record needs beside its cell.
@@ -171,13 +177,19 @@ cdef inline void prefetch_content(const Cell *cell) noexcept nogil:
     prefetch(cell.clock)
 
 
-# What a change needs: the neighbours that the cell is taken out from between, and where its clock goes back to.
+# What a change needs: the neighbours in the log that the cell is taken out from between, and where its clock and a small
+# value go back to.
 cdef inline void prefetch_neighbours(const Cell *cell) noexcept nogil:
+    prefetch(tower(tower(cell, 0).prev, 0))
+    prefetch(tower(tower(cell, 0).next, 0))
+    prefetch(slab_of(cell.clock))
+    prefetch(<const void *>(<size_t>cell.value & ~<size_t>(OBJECT_POOL - 1)))
+
+
+# What it needs when the cell leaves its queue, too.
+cdef inline void prefetch_queue(const Cell *cell) noexcept nogil:
     prefetch(&cell.prev.next)
     prefetch(&cell.next.prev)
-    prefetch(towers(towers(cell).prev))
-    prefetch(towers(towers(cell).next))
-    prefetch(slab_of(cell.clock))
 
 
 cdef inline size_t value_size(const Cell *cell) noexcept nogil:
@@ -207,13 +219,25 @@ cdef inline bint is_visible(const Cell *cell, int64_t now_ms) noexcept nogil:
     return cell.state == LIVE and (cell.ttl_ms == 0 or now_ms <= expires_at(cell))
 
 
-cdef inline Cell *new_cell(Memory *memory, size_t level, size_t key_size) noexcept nogil:
-    cdef Cell *cell = <Cell *>claim(memory, sizeof(Cell) + level * sizeof(Tower) + key_size)
-    if cell != NULL:
-        memset(cell, 0, sizeof(Cell))
-        cell.level = <uint8_t>level
-        cell.place.heap_at[BY_EXPIRY] = cell.place.heap_at[BY_TURN] = NO_HEAP
+cdef inline Cell *new_cell(Pool *pool, Memory *memory, size_t level, size_t key_size) noexcept nogil:
+    cdef size_t before = level * sizeof(Tower)
+    cdef char *block = <char *>pool_claim(pool, memory, before + sizeof(Cell) + key_size)
+    cdef Cell *cell
+    if block == NULL:
+        return NULL
+    cell = <Cell *>(block + before)
+    memset(cell, 0, sizeof(Cell))
+    cell.node.size = <uint32_t>key_size
+    cell.level = <uint8_t>level
+    cell.place.heap_at[BY_EXPIRY] = cell.place.heap_at[BY_TURN] = NO_HEAP
     return cell
+
+
+cdef inline void release_cell(Pool *pool, Memory *memory, Cell *cell) noexcept nogil:
+    cdef size_t before
+    if cell != NULL:
+        before = cell.level * sizeof(Tower)
+        pool_release(pool, memory, <char *>cell - before, before + sizeof(Cell) + cell.node.size)
 
 
 # Each level has a quarter of the records of the one below, by the half of the keyed hash that the table does not use.
@@ -248,14 +272,14 @@ cdef inline void queue_remove(Queue *queue, Cell *cell) noexcept nogil:
     cell.prev = cell.next = NULL
 
 
-cdef inline bint log_open(ChangeLog *log, Memory *memory) noexcept nogil:
+cdef inline bint log_open(ChangeLog *log, Pool *pool, Memory *memory) noexcept nogil:
     cdef size_t level
     log.last_seq = 0
-    log.head = new_cell(memory, MAX_LEVEL, 0)
+    log.head = new_cell(pool, memory, MAX_LEVEL, 0)
     if log.head == NULL:
         return False
     for level in range(<size_t>MAX_LEVEL):
-        towers(log.head)[level].prev = towers(log.head)[level].next = log.head
+        tower(log.head, level).prev = tower(log.head, level).next = log.head
     return True
 
 
@@ -266,20 +290,20 @@ cdef inline void log_append(ChangeLog *log, Cell *cell) noexcept nogil:
     log.last_seq += 1
     cell.seq = log.last_seq
     for level in range(cell.level):
-        last = towers(log.head)[level].prev
-        towers(cell)[level].prev = last
-        towers(cell)[level].next = log.head
-        towers(last)[level].next = cell
-        towers(log.head)[level].prev = cell
+        last = tower(log.head, level).prev
+        tower(cell, level).prev = last
+        tower(cell, level).next = log.head
+        tower(last, level).next = cell
+        tower(log.head, level).prev = cell
 
 
 cdef inline void log_remove(Cell *cell) noexcept nogil:
     cdef size_t level
     cdef Tower link
     for level in range(cell.level):
-        link = towers(cell)[level]
-        towers(link.prev)[level].next = link.next
-        towers(link.next)[level].prev = link.prev
+        link = tower(cell, level)[0]
+        tower(link.prev, level).next = link.next
+        tower(link.next, level).prev = link.prev
 
 
 # The first cell that changed after `seq`, or the head when there is none.
@@ -288,9 +312,9 @@ cdef inline Cell *log_after(const ChangeLog *log, int64_t seq) noexcept nogil:
     cdef Cell *ahead
     cdef int level = MAX_LEVEL - 1
     while level >= 0:
-        ahead = towers(cell)[level].next
+        ahead = tower(cell, level).next
         while ahead != log.head and ahead.seq <= seq:
             cell = ahead
-            ahead = towers(cell)[level].next
+            ahead = tower(cell, level).next
         level -= 1
-    return towers(cell)[0].next
+    return tower(cell, 0).next

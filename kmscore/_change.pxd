@@ -20,6 +20,7 @@ from kmscore._cell cimport (
     log_append,
     log_remove,
     new_cell,
+    release_cell,
 )
 from kmscore._decide cimport Newcomer, Room
 from kmscore._heap cimport compare_turns, heap_reserve
@@ -33,9 +34,8 @@ from kmscore._index cimport (
     strip_cell,
     unlink_cell,
 )
-from kmscore._memory cimport release
 from kmscore._pool cimport pool_claim
-from kmscore._table cimport table_insert
+from kmscore._table cimport table_insert, table_reserve
 from kmscore._vclock cimport ClockEntry, Writer, drop_writer, hold_name, hold_writer, join_clocks
 
 
@@ -88,7 +88,7 @@ cdef inline ClockEntry *hold_joined(
     cdef size_t i
     entries[0] = join_clocks(ours, n, theirs, m, NULL)
     size = clock_bytes(entries[0], value)
-    clock = <ClockEntry *>pool_claim(&core.clocks, &core.memory, size)
+    clock = <ClockEntry *>pool_claim(&core.blocks, &core.memory, size)
     if clock == NULL:
         return NULL
     join_clocks(ours, n, theirs, m, clock)
@@ -104,11 +104,10 @@ cdef inline ClockEntry *hold_joined(
 # A cell for a key that the namespace does not have yet, in no index so far.
 cdef inline Cell *make_cell(Core *core, Space *space, const char *key, size_t size) noexcept nogil:
     cdef uint64_t digest = key_digest(core, space, key, size)
-    cdef Cell *cell = new_cell(&core.memory, level_of(digest), size)
+    cdef Cell *cell = new_cell(&core.blocks, &core.memory, level_of(digest), size)
     if cell == NULL:
         return NULL
     cell.node.hash = <uint32_t>digest
-    cell.node.size = <uint32_t>size
     cell.space = space
     memcpy(cell_key(cell), key, size)
     return cell
@@ -120,7 +119,7 @@ cdef inline void drop_parts(Core *core, const Cell *known, Parts *parts, PyObjec
     if parts.clock != NULL:
         drop_clock(core, parts.clock, parts.entries, clock_bytes(parts.entries, value))
     if parts.cell != known:
-        release(&core.memory, parts.cell)
+        release_cell(&core.blocks, &core.memory, parts.cell)
 
 
 # Everything the change of `known` (NULL: a new record) needs; False: out of memory, nothing held.
@@ -141,6 +140,7 @@ cdef inline bint claim_parts(
         or parts.cell == NULL
         or (change.source.data != NULL and parts.source == NULL)
         or not reserve_live(core, space)
+        or (known == NULL and not table_reserve(&core.cells, &core.memory))
     ):
         drop_parts(core, known, parts, change.value)
         return False
@@ -156,15 +156,14 @@ cdef inline void raise_floor(Core *core, Space *space, Cell *cell) noexcept:
     ) < 0:
         space.floor = cell
         cell = floor
-    if cell != NULL:
-        release(&core.memory, cell)
+    release_cell(&core.blocks, &core.memory, cell)
 
 
 cdef inline void evict_oldest(Core *core, Space *space, size_t evictions) noexcept:
     cdef Cell *cell
     while evictions > 0:
         cell = space.evictable.items[0].cell
-        detach(core, cell)
+        detach(core, cell, False)
         unlink_cell(core, cell)
         raise_floor(core, space, cell)
         evictions -= 1
@@ -194,10 +193,11 @@ cdef inline bint apply_change(
 ) noexcept:
     cdef Parts parts
     cdef Cell *cell
+    cdef bint stays = known != NULL and known.state == LIVE and change.value != NULL
     if not claim_parts(core, space, known, change, &parts):
         return False
     if known != NULL:
-        detach(core, known)
+        detach(core, known, stays)
         log_remove(known)
     reclaim_expired(core, space, room)
     evict_oldest(core, space, room.evictions)
@@ -221,7 +221,7 @@ cdef inline bint apply_change(
         table_insert(&core.cells, &core.memory, &cell.node)
         space.cells += 1
     log_append(&core.log, cell)
-    attach(core, cell)
+    attach(core, cell, stays)
     return True
 
 

@@ -28,7 +28,7 @@ from kmscore._cell cimport (
     cell_key,
     cell_of,
     log_after,
-    towers,
+    tower,
     value_size,
 )
 from kmscore._index cimport NOTICES_UNDER_PRESSURE, Core, notice_expired, uncount_cell
@@ -233,7 +233,7 @@ cdef inline Progress count_changes(Core *core, int64_t *budget) noexcept nogil:
             budget[0] -= <int64_t>(value_size(cell) >> 6)
             large_value_digest(core, cell)
         core.digests.seq = cell.seq
-        cell = towers(cell)[0].next
+        cell = tower(cell, 0).next
     core.digests.seq = core.log.last_seq
     return PROGRESS_DONE
 

@@ -18,6 +18,7 @@ from kmscore._cell cimport (
     Space,
     Trie,
     cell_key,
+    cell_of_node,
     cell_size,
     clock_bytes,
     expires_at,
@@ -27,14 +28,15 @@ from kmscore._cell cimport (
     prefetch_content,
     queue_append,
     queue_remove,
+    release_cell,
     value_size,
 )
 from kmscore._heap cimport heap_push, heap_remove, heap_reserve
-from kmscore._memory cimport Memory, release
+from kmscore._memory cimport Memory
 from kmscore._merge cimport View
 from kmscore._pool cimport Pool, pool_release
 from kmscore._siphash cimport HashKey, siphash24
-from kmscore._table cimport Node, Table, bucket_of, table_open, table_remove
+from kmscore._table cimport Node, Search, Table, next_found, search, table_open, table_remove
 from kmscore._trie cimport trie_remove, trie_touch
 from kmscore._vclock cimport ClockEntry, Writer, drop_writer
 
@@ -71,7 +73,7 @@ cdef struct Digests:
 
 cdef struct Core:
     Memory memory
-    Pool clocks
+    Pool blocks             # cells and clocks
     Bounds bounds
     HashKey hash_key
     Table cells
@@ -100,7 +102,7 @@ cdef inline bint core_open(Core *core) noexcept nogil:
     return (
         table_open(&core.cells, &core.memory)
         and table_open(&core.writers, &core.memory)
-        and log_open(&core.log, &core.memory)
+        and log_open(&core.log, &core.blocks, &core.memory)
     )
 
 
@@ -115,14 +117,16 @@ cdef inline uint64_t key_digest(const Core *core, const Space *space, const char
 
 cdef inline Cell *find_cell(const Core *core, const Space *space, const char *key, size_t size) noexcept nogil:
     cdef uint32_t digest
+    cdef Search found
     cdef Node *node
     cdef Cell *cell
     if space == NULL:
         return NULL
     digest = <uint32_t>key_digest(core, space, key, size)
-    node = bucket_of(&core.cells, digest)[0]
+    found = search(&core.cells, digest)
+    node = next_found(&found)
     while node != NULL:
-        cell = <Cell *>node
+        cell = cell_of_node(node)
         prefetch_cell(cell)
         if (
             node.hash == digest
@@ -132,7 +136,7 @@ cdef inline Cell *find_cell(const Core *core, const Space *space, const char *ke
         ):
             prefetch_content(cell)
             return cell
-        node = node.chain
+        node = next_found(&found)
     return NULL
 
 
@@ -159,7 +163,8 @@ cdef inline int64_t own_counter(const Core *core, const Cell *cell) noexcept nog
 
 # --- indexes ---
 
-cdef inline void attach(Core *core, Cell *cell) noexcept nogil:
+# With `in_queue` the cell is in its queue already; without it that is where it goes.
+cdef inline void attach(Core *core, Cell *cell, bint in_queue) noexcept nogil:
     cdef Space *space = cell.space
     cdef int64_t size = cell_size(cell)
     core.total_bytes += size
@@ -174,7 +179,8 @@ cdef inline void attach(Core *core, Cell *cell) noexcept nogil:
         space.retained_bytes += size
         core.retained_bytes += size
     else:
-        queue_append(&space.live_cells, cell)
+        if not in_queue:
+            queue_append(&space.live_cells, cell)
         if cell.ttl_ms > 0:
             heap_push(&core.expiring, cell, expires_at(cell))
         if core.bounds.evict:
@@ -187,7 +193,8 @@ cdef inline void attach(Core *core, Cell *cell) noexcept nogil:
         core.live_bytes += size
 
 
-cdef inline void detach(Core *core, Cell *cell) noexcept nogil:
+# With `in_queue` the cell stays in the queue of the live ones, whose order says nothing.
+cdef inline void detach(Core *core, Cell *cell, bint in_queue) noexcept nogil:
     cdef Space *space = cell.space
     cdef int64_t size = cell_size(cell)
     core.total_bytes -= size
@@ -202,7 +209,8 @@ cdef inline void detach(Core *core, Cell *cell) noexcept nogil:
         space.retained_bytes -= size
         core.retained_bytes -= size
     else:
-        queue_remove(&space.live_cells, cell)
+        if not in_queue:
+            queue_remove(&space.live_cells, cell)
         if cell.ttl_ms > 0:
             heap_remove(&core.expiring, &core.memory, cell)
         if core.bounds.evict:
@@ -237,9 +245,9 @@ cdef inline void notice_expired(Core *core, int64_t now_ms, size_t budget) noexc
         ):
             return
         cell = core.expiring.items[0].cell
-        detach(core, cell)
+        detach(core, cell, False)
         cell.state = RETAINED
-        attach(core, cell)
+        attach(core, cell, False)
         uncount_cell(core, cell)
         budget -= 1
 
@@ -258,7 +266,7 @@ cdef inline void drop_clock(Core *core, ClockEntry *clock, size_t entries, size_
     cdef size_t i
     for i in range(entries):
         drop_writer(&core.writers, &core.memory, clock[i].writer)
-    pool_release(&core.clocks, &core.memory, clock, size)
+    pool_release(&core.blocks, &core.memory, clock, size)
 
 
 # Leaves key and time, which is what a floor is made of.
@@ -275,7 +283,7 @@ cdef inline void strip_cell(Core *core, Cell *cell) noexcept:
 
 cdef inline void free_cell(Core *core, Cell *cell) noexcept:
     strip_cell(core, cell)
-    release(&core.memory, cell)
+    release_cell(&core.blocks, &core.memory, cell)
 
 
 # Takes a detached cell out of table and log; it then belongs to nobody.
@@ -289,6 +297,6 @@ cdef inline void unlink_cell(Core *core, Cell *cell) noexcept nogil:
 
 
 cdef inline void forget_cell(Core *core, Cell *cell) noexcept:
-    detach(core, cell)
+    detach(core, cell, False)
     unlink_cell(core, cell)
     free_cell(core, cell)

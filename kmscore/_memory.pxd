@@ -1,10 +1,7 @@
 # Allocation for the store's C structures, counted, so that what a record costs can be asserted instead of estimated.
 
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, malloc, realloc
-
-
-cdef extern from "stdlib.h" nogil:
-    int posix_memalign(void **block, size_t alignment, size_t size)
 
 
 cdef extern from "malloc.h" nogil:
@@ -21,8 +18,19 @@ cdef enum:
     CHUNK_HEADER = 8  # what glibc's malloc keeps in front of every block
 
 
+# What pages are cut from; it begins the region. `untouched` counts the pages that were never given out, at its end.
+cdef struct Region:
+    Region *prev          # among the regions that have room
+    Region *next
+    void *freed           # pages that came back, each pointing to the next
+    uint32_t used
+    uint32_t untouched
+
+
 cdef struct Memory:
-    size_t used  # bytes held now, rounding and headers of malloc included
+    size_t used      # bytes held now, rounding and headers of malloc included, but not what is free in a region
+    Region *roomy    # full regions are in no list
+    size_t regions
 
 
 cdef inline size_t block_cost(void *block) noexcept nogil:
@@ -31,14 +39,6 @@ cdef inline size_t block_cost(void *block) noexcept nogil:
 
 cdef inline void *claim(Memory *memory, size_t size) noexcept nogil:
     cdef void *block = malloc(size)
-    memory.used += block_cost(block)
-    return block
-
-
-cdef inline void *claim_aligned(Memory *memory, size_t alignment, size_t size) noexcept nogil:
-    cdef void *block = NULL
-    if posix_memalign(&block, alignment, size) != 0:
-        return NULL
     memory.used += block_cost(block)
     return block
 

@@ -1,17 +1,16 @@
-# Small blocks without malloc's header and rounding, which cost a clock of three entries a third more than it holds. Each
-# slab is one page and has blocks of one size; a block's slab is found by its address.
+# Small blocks, cells and clocks, without malloc's header and rounding, which cost a clock of three entries a third more
+# than it holds. Each slab is one page and has blocks of one size; a block's slab is found by its address.
 
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memset
 
-from kmscore._memory cimport Memory, claim, claim_aligned, release
+from kmscore._memory cimport Memory, claim, release
+from kmscore._pages cimport PAGE_BYTES, page_claim, page_release
 
 
 cdef enum:
-    GRAIN = 16        # sizes of blocks are multiples of it
-    SIZES = 8         # blocks of up to 128 bytes; larger ones are malloc's
-    SLAB_ALIGN = 4096
-    SLAB_BYTES = 4080 # with malloc's header of 16 bytes one slab follows the other without a gap
+    GRAIN = 8  # sizes of blocks are multiples of it
+    SIZES = 64  # blocks of up to 512 bytes; larger ones are malloc's
 
 
 # The blocks lie behind it. `untouched` counts those that were never given out, at the end of the slab.
@@ -37,7 +36,7 @@ cdef inline bint has_room(const Slab *slab) noexcept nogil:
 
 
 cdef inline Slab *slab_of(const void *block) noexcept nogil:
-    return <Slab *>(<size_t>block & ~<size_t>(SLAB_ALIGN - 1))
+    return <Slab *>(<size_t>block & ~<size_t>(PAGE_BYTES - 1))
 
 
 cdef inline void list_slab(Pool *pool, size_t index, Slab *slab) noexcept nogil:
@@ -58,10 +57,10 @@ cdef inline void unlist_slab(Pool *pool, size_t index, Slab *slab) noexcept nogi
 
 
 cdef inline Slab *add_slab(Pool *pool, Memory *memory, size_t index) noexcept nogil:
-    cdef Slab *slab = <Slab *>claim_aligned(memory, SLAB_ALIGN, SLAB_BYTES)
+    cdef Slab *slab = <Slab *>page_claim(memory)
     if slab != NULL:
         memset(slab, 0, sizeof(Slab))
-        slab.untouched = <uint32_t>((SLAB_BYTES - sizeof(Slab)) // ((index + 1) * GRAIN))
+        slab.untouched = <uint32_t>((PAGE_BYTES - sizeof(Slab)) // ((index + 1) * GRAIN))
         list_slab(pool, index, slab)
     return slab
 
@@ -105,4 +104,4 @@ cdef inline void pool_release(Pool *pool, Memory *memory, void *block, size_t si
     slab.used -= 1
     if slab.used == 0:
         unlist_slab(pool, index, slab)
-        release(memory, slab)
+        page_release(memory, slab)

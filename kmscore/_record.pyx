@@ -55,7 +55,6 @@ cdef inline size_t writer_block(size_t name_size) noexcept nogil:
 
 cdef inline Writer *place_writer(char *at, const char *name, size_t size) noexcept nogil:
     cdef Writer *writer = <Writer *>at
-    writer.node.chain = NULL
     writer.node.hash = 0
     writer.node.size = <uint32_t>size
     writer.refs = 0

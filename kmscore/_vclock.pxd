@@ -6,7 +6,7 @@ from libc.string cimport memcmp, memcpy
 
 from kmscore._memory cimport Memory, claim, release
 from kmscore._siphash cimport HashKey, siphash24
-from kmscore._table cimport Node, Table, bucket_of, table_insert, table_remove
+from kmscore._table cimport Node, Search, Table, next_found, search, table_insert, table_remove, table_reserve
 
 
 cdef enum:
@@ -115,11 +115,12 @@ cdef inline Writer *find_writer(
     const Table *writers, HashKey key, const char *name, size_t size
 ) noexcept nogil:
     cdef uint32_t digest = <uint32_t>siphash24(key, name, size)
-    cdef Node *node = bucket_of(writers, digest)[0]
+    cdef Search found = search(writers, digest)
+    cdef Node *node = next_found(&found)
     while node != NULL:
         if node.hash == digest and node.size == size and memcmp(writer_name(<Writer *>node), name, size) == 0:
             return <Writer *>node
-        node = node.chain
+        node = next_found(&found)
     return NULL
 
 
@@ -129,6 +130,8 @@ cdef inline Writer *hold_name(
 ) noexcept nogil:
     cdef Writer *writer = find_writer(writers, key, name, size)
     if writer == NULL:
+        if not table_reserve(writers, memory):
+            return NULL
         writer = <Writer *>claim(memory, sizeof(Writer) + size)
         if writer == NULL:
             return NULL

@@ -7,7 +7,7 @@ holds memory and descriptors for ever.
 Behind an ingress that speaks the PROXY protocol every connection starts with a header that names its client.
 """
 
-from asyncio import BaseTransport, TimerHandle
+from asyncio import AbstractEventLoop, BaseTransport, TimerHandle, Transport
 from collections import Counter
 from typing import Any
 
@@ -30,6 +30,36 @@ _BAD_REQUEST = (
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s"
     % (len(_BAD_REQUEST_BODY), _BAD_REQUEST_BODY)
 )
+
+
+class OneWrite:
+    """A connection's transport that writes what one turn of the event loop has for it in one piece: the head and the
+    body of an answer are then one system call and one packet, not two.
+    """
+
+    __slots__ = ("_loop", "_parts", "_transport", "get_extra_info", "is_closing")
+
+    def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+        self.get_extra_info = transport.get_extra_info
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        """After what has been written."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._parts and not self.is_closing():
+            self._transport.write(b"".join(self._parts))
+        self._parts.clear()
 
 
 class ConnectionCounter:
@@ -74,6 +104,7 @@ def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNet
 
         def connection_made(self, transport: BaseTransport) -> None:
             super().connection_made(transport)  # type: ignore[arg-type]
+            self.transport = OneWrite(self.transport, self.loop)  # type: ignore[assignment]
             if proxy_v2:
                 self.client = None  # the ingress's own address counts for nobody
             allowed = counter.enter(self._host())

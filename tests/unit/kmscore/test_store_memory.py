@@ -1,8 +1,10 @@
 """What the store costs and that it gives it back; each hostile case in a process of its own."""
 
+import random
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -202,3 +204,79 @@ def test_running_out_of_memory_changes_nothing():
         print(failures)
     """)
     assert int(out) > 1_000
+
+
+def test_records_are_found_while_tables_grow_and_shrink():
+    rng = random.Random(7)  # noqa: S311
+    store = Store(WRITERS[0], LIMITS, seed=bytes(16))
+    values = {}
+    for many, few in ((30_000, 5_000), (20_000, 0), (3_000, 100)):
+        while len(values) < many:
+            number = rng.randrange(60_000)
+            values[number] = str(rng.random()).encode()
+            # The longest ones have their cells from malloc, the others from pages.
+            store.put(number % 3, f"key-{number}" * (1 + number % 90), values[number], 0, NOW)
+        for number in rng.sample(sorted(values), len(values) - few):
+            del values[number]
+            store.delete(number % 3, f"key-{number}" * (1 + number % 90), NOW)
+        store.sweep(NOW + LIMITS.tombstone_retention_ms, store.last_seq, 100_000)
+        for number in range(0, 60_000, 7):
+            record = store.get(number % 3, f"key-{number}" * (1 + number % 90), NOW)
+            assert (record and record.value) == values.get(number)
+
+
+def test_pages_of_a_large_store_may_be_huge_and_are_given_back():
+    out = run_child("""
+        from kmscore.store import Store, StoreLimits
+
+        def mapped_bytes():
+            with open("/proc/self/statm") as statm:
+                return int(statm.read().split()[0]) * 4096
+
+        def may_be_huge():
+            with open("/proc/self/smaps") as smaps:
+                return any(line.startswith("VmFlags:") and " hg" in line for line in smaps)
+
+        store = Store("me", StoreLimits(max_app_bytes=1 << 40, max_store_bytes=1 << 40), seed=bytes(16))
+        before = mapped_bytes()
+        value = b"v"
+        for i in range(1_000):
+            store.put(1, f"key-{i}", value, 0, 1000)
+        small = may_be_huge()
+        for i in range(250_000):
+            store.put(1, f"key-{i}", value, 0, 1000)
+        large = may_be_huge()
+        grown = mapped_bytes() - before
+        store.clear()
+        left = mapped_bytes() - before
+        assert grown > 40 << 20 and left < 8 << 20, (grown, left)
+        store.put(1, "key", value, 0, 1000)
+        assert store.get(1, "key", 1000).value == value
+        del store
+        print(small, large)
+    """)
+    assert out == f"False {Path('/sys/kernel/mm/transparent_hugepage').exists()}\n"
+
+
+def test_small_objects_in_huge_pages_are_like_others_and_given_back():
+    run_child("""
+        from kmscore.store import ask_for_huge_pages
+
+        def mapped_bytes():
+            with open("/proc/self/statm") as statm:
+                return int(statm.read().split()[0]) * 4096
+
+        earlier = [bytes([i % 251]) * (i % 400) for i in range(20_000)]
+        ask_for_huge_pages()
+        before = mapped_bytes()
+        for _ in range(2):
+            objects = [bytes([i % 251]) * (i % 400) for i in range(400_000)]
+            grown = mapped_bytes() - before
+            assert all(objects[i] == bytes([i % 251]) * (i % 400) for i in range(0, 400_000, 11))
+            del objects
+            left = mapped_bytes() - before
+            assert grown > 70 << 20 and left < grown // 4, (grown, left)
+            ask_for_huge_pages()
+        assert earlier[-1] == bytes([19_999 % 251]) * (19_999 % 400)
+        del earlier
+    """)
