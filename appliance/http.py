@@ -14,6 +14,7 @@ HTTP_FAILURES = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
 MAX_RETRY_AFTER_S = 3600.0
 # Longer bodies are put together in a thread, which does not keep the GIL for it.
 JOIN_INLINE_BYTES = 2 << 20
+PART_BYTES = 1 << 20
 
 
 class AnswerTooLarge(Exception):
@@ -46,14 +47,20 @@ def no_cookies() -> CookieJar:
 
 async def read_bounded(response: httpx.Response, limit_bytes: int) -> bytes:
     """The raw body of a streamed response. Raises `AnswerTooLarge` as soon as it exceeds `limit_bytes`."""
-    chunks: list[bytes] = []
+    # Few large parts, whatever the sender's pieces are; of bytes, which are joined without the GIL.
+    parts: list[bytes] = []
+    part = bytearray()
     size = 0
     async for chunk in response.aiter_raw():
-        chunks.append(chunk)
         size += len(chunk)
         if size > limit_bytes:
             raise AnswerTooLarge(f"the answer is larger than {limit_bytes} bytes")
-    return b"".join(chunks) if size <= JOIN_INLINE_BYTES else await anyio.to_thread.run_sync(b"".join, chunks)
+        part += chunk
+        if len(part) >= PART_BYTES:
+            parts.append(bytes(part))
+            part.clear()
+    parts.append(bytes(part))
+    return b"".join(parts) if size <= JOIN_INLINE_BYTES else await anyio.to_thread.run_sync(b"".join, parts)
 
 
 def parse_retry_after_s(text: str | None) -> float | None:

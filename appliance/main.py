@@ -64,7 +64,7 @@ from kmscore.limits import BodyBudget, RateLimiter
 from kmscore.nonce import EnvelopeNonces, NonceIssuer, UsedNonces
 from kmscore.proof import PopVerifier
 from kmscore.secret import SecretBytes
-from kmscore.store import Store, StoreLimits, ask_for_huge_pages
+from kmscore.store import Store, StoreLimits
 
 logger = logging.getLogger(__name__)
 
@@ -337,7 +337,6 @@ async def serve(settings: Settings) -> None:
         # which takes tens of milliseconds each time, all of them in the event loop.
         gc.collect()
         gc.freeze()
-        ask_for_huge_pages()
         await _run(settings, node, reader, server, listener, rng)
 
 

@@ -72,7 +72,8 @@ def parse_envelope(bytes body not None):
     cdef tuple members = read_canonical_envelope(body)
     if members is not None:
         return Envelope(members[0], members[1], members[2], body)
-    return parse_envelope_object(parse_json_object(body, max_depth=1))
+    # One brace and two commas: an envelope has no more, and what a stranger sends is not read on.
+    return parse_envelope_object(parse_json_object(body, max_depth=1, max_items=3))
 
 
 def parse_envelope_object(value):
@@ -231,8 +232,8 @@ cdef class SharedSecretCache:
     def get(self, peer not None):
         """The 48 bytes shared with `peer`. Hold them no longer than the call at hand, and do not wipe them."""
         cdef bytes der = peer.der
-        # Out and in again: a dict keeps the order in which things came. Two threads that both miss a secret meanwhile
-        # agree on the same bytes.
+        # Out and in again: a dict keeps the order in which things came. No step here needs another one to have been the
+        # last: a thread that finds a secret out agrees anew, on the same bytes.
         secret = self._secrets.pop(der, None)
         if secret is None:
             secret = self._key.agree(peer)

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final, Protocol, final
 
 from kmscore._nonce import NonceIssuer
@@ -36,7 +36,7 @@ class VerifiedPop:
     def nonce_expires_ms(self) -> int: ...
     def __init__(self, wallet: str, signature: str, nonce: str, nonce_expires_ms: int) -> None: ...
 
-def parse_pop_headers(kind: PopKind, headers: Iterable[tuple[bytes, bytes]]) -> UnverifiedPop: ...
+def parse_pop_headers(kind: PopKind, headers: list[tuple[bytes, bytes]]) -> UnverifiedPop: ...
 @final
 class PopVerifier:
     def __init__(

@@ -147,8 +147,8 @@ cdef class VerifiedPop:
         self.nonce_expires_ms = nonce_expires_ms
 
 
-def parse_pop_headers(kind not None, headers not None):
-    """Read what a caller of this kind claims out of raw ASGI headers, pairs of bytes; names in any case.
+def parse_pop_headers(kind not None, list headers not None):
+    """Read what a caller of this kind claims out of raw ASGI headers, a list of pairs of bytes; names in any case.
 
     Raises `Rejected(POP)` when one is missing, repeated, too long or not ASCII, `Rejected(TIMESTAMP)` for a timestamp
     that is not a decimal integer, `Rejected(WALLET)` for a hint that is no wallet.
@@ -168,8 +168,10 @@ def parse_pop_headers(kind not None, headers not None):
     for field in range(FIELDS):
         found[field].data = NULL
         found[field].size = 0
-    # The pairs outlive this call with `headers`, and so does what is pointed to.
+    # The pairs outlive this call with the list, and so does what is pointed to.
     for name, sent in headers:
+        if name is None or sent is None:
+            raise InvariantBroken("headers are pairs of bytes")
         field = field_of(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), prefix)
         if field == NO_FIELD:
             continue

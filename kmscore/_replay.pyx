@@ -1,7 +1,7 @@
 """What was used already: PoP nonces and envelope nonces (protocol §2-§3); `kmscore.nonce` says what is refused.
 
-A method is one step under the GIL, which it keeps because it is over in less than a microsecond, or, once a sender, in
-50 µs. Nothing is constant-time: nonces are public.
+A method is one step under the GIL, which it keeps because it is over in a microsecond, seldom in tens of them: once a
+sender, and when one of many sets grows or goes. Nothing is constant-time: nonces are public.
 """
 
 cimport cython
@@ -19,19 +19,34 @@ from kmscore.errors import InvariantBroken, Reason, Rejected
 
 # --- PoP nonces ---
 
+cdef enum:
+    PLACES = 64
+
+
+cdef list new_generation():
+    return [set() for _ in range(PLACES)]
+
+
+cdef inline Py_ssize_t place_of(str text) except -1:
+    return hash(text) & (PLACES - 1)
+
+
 @cython.final
 @cython.no_gc
 cdef class UsedNonces:
     """Remembers the PoP nonces that authorised callers have used, until they expire (protocol §2).
 
     Two generations: the newer one takes what is used, the older one goes as a whole once everything in it has expired,
-    and the newer one takes its place. Forgetting therefore never takes an unexpired nonce, is amortised over what it
-    forgets, and while nonces are being used it comes within two lifetimes of a nonce's use. About 160 bytes a nonce.
+    and the newer one takes its place. Forgetting therefore never takes an unexpired nonce, and while nonces are being
+    used it comes within two lifetimes of a nonce's use. A generation lies in many sets, because one of all its nonces
+    would take tens of milliseconds to grow or to go; those of a generation that is over go one with each nonce used.
+    About 160 bytes a nonce.
     """
 
     cdef Py_ssize_t _max_per_owner
-    cdef set _newer
-    cdef set _older
+    cdef list _newer
+    cdef list _older
+    cdef list _over  # sets of generations that are over
     cdef dict _newer_counts  # how many of each owner
     cdef dict _older_counts
     cdef int64_t _newer_expiry_ms  # the latest one
@@ -39,8 +54,9 @@ cdef class UsedNonces:
 
     def __cinit__(self, *, Py_ssize_t max_per_owner=65_536):
         self._max_per_owner = max_per_owner
-        self._newer = set()
-        self._older = set()
+        self._newer = new_generation()
+        self._older = new_generation()
+        self._over = []
         self._newer_counts = {}
         self._older_counts = {}
 
@@ -54,20 +70,24 @@ cdef class UsedNonces:
         cdef Py_ssize_t used
         if now_ms >= expires_ms:
             raise Rejected(Reason.NONCE, "the nonce has expired")
+        if self._over:
+            self._over.pop()
         if now_ms >= self._older_expiry_ms:
-            self._older, self._newer = self._newer, set()
+            self._over.extend(self._older)
+            self._older, self._newer = self._newer, new_generation()
             self._older_counts, self._newer_counts = self._newer_counts, {}
             self._older_expiry_ms, self._newer_expiry_ms = self._newer_expiry_ms, 0
         self._require_unused(text)
         used = self._newer_counts.get(owner, 0)
         if used + <Py_ssize_t>self._older_counts.get(owner, 0) >= self._max_per_owner:
             raise Rejected(Reason.RATE, "too many nonces used in a short time")
-        self._newer.add(text)
+        (<set>self._newer[place_of(text)]).add(text)
         self._newer_counts[owner] = used + 1
         self._newer_expiry_ms = max(self._newer_expiry_ms, expires_ms)
 
     cdef int _require_unused(self, str text) except -1:
-        if text in self._newer or text in self._older:
+        cdef Py_ssize_t place = place_of(text)
+        if text in <set>self._newer[place] or text in <set>self._older[place]:
             raise Rejected(Reason.REPLAY, "the nonce has been used")
         return 0
 
@@ -77,7 +97,7 @@ cdef class UsedNonces:
 
     def __len__(self):
         """How many nonces are remembered."""
-        return len(self._newer) + len(self._older)
+        return sum(map(len, self._newer)) + sum(map(len, self._older))
 
     def __repr__(self):
         return f"UsedNonces({len(self)} remembered)"

@@ -16,7 +16,6 @@ from cpython.unicode cimport PyUnicode_CheckExact, PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from kmscore._arena cimport Arenas, take_arenas
 from kmscore._cell cimport (
     BY_TURN,
     DIGEST_BYTES,
@@ -109,7 +108,6 @@ cdef enum:
 
 cdef tuple OUTCOMES = tuple(MergeOutcome)
 cdef str HEX_DIGITS = "0123456789abcdef"
-cdef Arenas ARENAS
 
 
 # An own write that has been found acceptable, and what it will store. `space` and `cell` are NULL when there are none.
@@ -187,15 +185,6 @@ def count_outcomes(list outcomes not None) -> dict:
             counts[kind] = count
             left -= count
     return counts
-
-
-def ask_for_huge_pages() -> None:
-    """Lets the kernel back Python's small objects by huge pages from now on, once there are more than 64 MiB of them.
-
-    For a process whose objects are mostly the ciphertexts of a large store: each read of one then misses the caches, but
-    not the TLB as well. The structures of a Store ask for themselves. Changes nothing where the kernel has none.
-    """
-    take_arenas(&ARENAS)
 
 
 # It holds Python objects that cannot point back at it, and must never be cleared before it is deallocated.

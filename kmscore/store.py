@@ -1,7 +1,7 @@
 """The replicated store: what callers import (store §1 to §5)."""
 
 from kmscore._record import Record, encode_record, encoded_bytes, merge_records, parse_record, parse_records
-from kmscore._store import Store, ask_for_huge_pages, count_outcomes
+from kmscore._store import Store, count_outcomes
 from kmscore.store_types import (
     Batch,
     MergeOutcome,
@@ -22,7 +22,6 @@ __all__ = [
     "Store",
     "StoreLimits",
     "StoreStats",
-    "ask_for_huge_pages",
     "count_outcomes",
     "encode_record",
     "encoded_bytes",

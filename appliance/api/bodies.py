@@ -23,7 +23,8 @@ def check_body_headers(request: Request, limit_bytes: int) -> None:
 
     Raises `Rejected` with TOO_LARGE (declared longer than the limit), MALFORMED (no valid length) or UNSUPPORTED_MEDIA.
     """
-    headers: dict[bytes, bytes] = dict(request.scope["headers"])  # names in lower case, as servers hand them out
+    # Names are in lower case, as servers hand them out; of several with one name the first counts.
+    headers: dict[bytes, bytes] = dict(reversed(request.scope["headers"]))
     declared = headers.get(b"content-length")
     if declared is not None:
         if not declared.isdigit():
@@ -36,7 +37,7 @@ def check_body_headers(request: Request, limit_bytes: int) -> None:
 
 
 async def read_body(request: Request, limit_bytes: int, take: Callable[[int], None]) -> bytes:
-    """The whole body, counted into a share of the budget.
+    """The whole body, counted into a share of the budget. One that came whole is taken even if its sender has gone.
 
     Raises `Rejected` with TOO_LARGE, or MALFORMED when it did not arrive in time; `Unavailable` from `take`.
     """

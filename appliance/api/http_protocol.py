@@ -1,8 +1,8 @@
 """uvicorn's HTTP/1.1 protocol with the bounds that it leaves open.
 
-A connection gets so many bytes and seconds to complete a request's headers, seconds to end a body that nobody waits for
-any more, and there are only so many connections, in all and from one address. Without these a stranger who drips bytes
-holds memory and descriptors for ever.
+A connection gets so many bytes and seconds to complete a request's headers, so many bytes between two pieces of a body
+and behind it, seconds to end a body that nobody waits for any more, and there are only so many connections, in all and
+from one address. Without these a stranger who drips bytes holds memory and descriptors for ever.
 
 Behind an ingress that speaks the PROXY protocol every connection starts with a header that names its client.
 """
@@ -37,13 +37,12 @@ class OneWrite:
     body of an answer are then one system call and one packet, not two.
     """
 
-    __slots__ = ("_loop", "_parts", "_transport", "get_extra_info", "is_closing")
+    __slots__ = ("_loop", "_parts", "_transport", "is_closing")
 
     def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
         self._parts: list[bytes] = []
-        self.get_extra_info = transport.get_extra_info
         self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
@@ -57,9 +56,9 @@ class OneWrite:
         self._transport.close()
 
     def _flush(self) -> None:
-        if self._parts and not self.is_closing():
-            self._transport.write(b"".join(self._parts))
-        self._parts.clear()
+        parts, self._parts = self._parts, []
+        if parts and not self.is_closing():
+            self._transport.write(b"".join(parts))
 
 
 class ConnectionCounter:
@@ -99,6 +98,7 @@ def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNet
             self._head_bytes = 0
             self._reads = 0
             self._head_ended_in_read = 0
+            self._bytes_since_body = 0
             self._timer: TimerHandle | None = None
             self._proxy_header: bytes | None = b"" if proxy_v2 else None
 
@@ -126,16 +126,30 @@ def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNet
             self._reads += 1
             if self._in_head:
                 self._head_bytes += len(data)
+            else:
+                self._bytes_since_body += len(data)
             super().data_received(data)
-            if self._in_head and self._head_bytes and not self.transport.is_closing():
+            if self._bytes_since_body > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response("")
+            elif self._in_head and self._head_bytes and not self.transport.is_closing():
                 # The parser keeps an unfinished header to itself, so what it was fed is counted, too.
                 if self._head_bytes > MAX_HEAD_BYTES:
                     self.send_400_response("")
                 elif self._timer is None:
                     self._close_after(HEAD_DEADLINE_S)
 
+        def on_header(self, name: bytes, value: bytes) -> None:
+            """What comes behind a body is no part of the head, and nothing here has a use for it (RFC 9110 §6.5.1)."""
+            if self._in_head:
+                super().on_header(name, value)
+
+        def on_body(self, body: bytes) -> None:
+            self._bytes_since_body = 0
+            super().on_body(body)
+
         def on_headers_complete(self) -> None:
             self._in_head = False
+            self._bytes_since_body = 0
             self._head_ended_in_read = self._reads
             self._stop_timer()
             super().on_headers_complete()
@@ -154,6 +168,10 @@ def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNet
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
+            if self.cycle.response_complete:
+                # What nobody read would stay for as long as the connection is idle.
+                self.cycle.scope.pop(WHOLE_BODY, None)  # type: ignore[misc]
+                self.cycle.body = bytearray()
             if not self._in_head and not self.transport.is_closing():
                 self._close_after(LINGER_S)
 

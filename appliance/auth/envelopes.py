@@ -102,6 +102,8 @@ class EnvelopeGate:
         plaintext, label = await self._tee.open(envelope, registered)
         self._nonces.remember(registered.der, envelope.nonce)
         self.labels.remember(registered, label)
+        if len(plaintext) <= SHORT_BYTES:
+            return parse_json_object(plaintext, max_items=self._max_items), label
         return await parse_inner(plaintext, max_items=self._max_items), label
 
 
@@ -123,8 +125,6 @@ def parse_sender(der: bytes) -> TeePublicKey:
 
 async def parse_inner(text: bytes, *, max_items: int) -> dict[str, object]:
     """The inner object that `text` is, as `read_message` reads it: a long one in steps, between which others run."""
-    if len(text) <= SHORT_BYTES:
-        return parse_json_object(text, max_items=max_items)
     for inner in read_message(text, max_items=max_items):
         if inner is not None:
             return inner

@@ -205,6 +205,7 @@ class CachedNovaRegistry:
         self._apps: _ReadThrough[int, App] = _ReadThrough(clock, ttl_ms, not_found_ttl_ms)
         self._versions: _ReadThrough[tuple[int, int], Version] = _ReadThrough(clock, ttl_ms, not_found_ttl_ms)
         self._pairs: _SingleFlight[tuple[int, int], tuple[App | None, Version | None]] = _SingleFlight()
+        # In the order in which they were collected, which is done anew for as long as a wallet calls.
         self._facts: dict[str, _Entry[AppFacts]] = {}
         self._budget = _TokenBucket(clock, unknown_reads_per_s, unknown_reads_burst)
 
@@ -217,7 +218,8 @@ class CachedNovaRegistry:
         remembered = self._instances.peek(wallet)
         if remembered is not None:
             return remembered[0]
-        unpaid = not self._instances.joinable(wallet) and not self._instances.was_found(wallet)
+        was_found = self._instances.was_found(wallet) or wallet in self._facts
+        unpaid = not was_found and not self._instances.joinable(wallet)
         if unpaid and not self._budget.take():
             raise Rejected(Reason.RATE, "too many unknown wallets are asking; try again later")
         return await self._instances.get(wallet, lambda: self._registry.get_instance_by_wallet(wallet))
@@ -240,9 +242,11 @@ class CachedNovaRegistry:
         if app is None or version is None:
             return None
         expires_ms = min(instance.expires_ms, app.expires_ms, version.expires_ms)
-        known = self._facts[wallet] = _Entry((instance.value, app.value, version.value), expires_ms)
+        known = _Entry((instance.value, app.value, version.value), expires_ms)
+        self._facts.pop(wallet, None)
+        self._facts[wallet] = known
         if len(self._facts) > MAX_FOUND:
-            self._facts.pop(next(iter(self._facts)))
+            del self._facts[next(iter(self._facts))]
         return known
 
     async def get_app(self, app_id: int) -> App | None:

@@ -28,6 +28,7 @@ EXTENSIONS: Final[dict[str, tuple[tuple[str, ...], Callable[[Measurement], bool]
     "_keccak": (("Keccak-256",), lambda m: int(m.parameters["data_bytes"]) <= KECCAK_USED_UP_TO),
     "_limits": (("request counted and given back",), lambda _: True),
     "_mac": ((READ, WRITTEN), lambda _: True),
+    "_message": (("a delta's JSON to checked records, each", "records to a message's JSON, each"), lambda _: True),
     "_nonce": (("PoP nonce issued", "PoP nonce checked"), lambda _: True),
     "_pop": ((SIGNER, SIGNATURE), lambda _: True),
     "_proof": ((POP,), lambda _: True),

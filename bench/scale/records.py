@@ -6,7 +6,6 @@ from typing import Final
 from bench.results import Check, Curves, Figure, Results, Sense
 from bench.scale.stores import SINCE_RECORDS, AgedStore
 from bench.scale.timing import collector_off, cpu_ns, medians
-from kmscore.store import ask_for_huge_pages
 
 BATCH: Final = 1_000
 BATCH_SINCE: Final = 5
@@ -25,7 +24,6 @@ Costs = Mapping[str, Mapping[int, float]]  # operation → records → nanosecon
 
 def measure_records(sizes: Sequence[int], *, repeats: int, say: Callable[[str], None]) -> Results:
     """Nanoseconds per operation at each size, which includes 1e3, 1e5 and 1e6, and the ratios between the sizes."""
-    ask_for_huge_pages()  # as a node does
     stores = []
     for size in sizes:
         say(f"filling a store with {size:,} records")

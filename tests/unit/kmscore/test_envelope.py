@@ -391,3 +391,12 @@ def test_a_cleared_cache_holds_no_secret():
     assert len(cache) == 0
     assert sys.getrefcount(secret) == 2
     assert cache.get(B.public).matches(SHARED)
+
+
+@pytest.mark.parametrize("more", [1, 200_000])
+def test_an_object_of_more_members_is_not_read_on(more):
+    members = {"encrypted_data": "00" * 16, "nonce": "00" * 12, "sender_tee_pubkey": "00"}
+    body = json.dumps({**members, **{str(number): "" for number in range(more)}}).encode()
+    with pytest.raises(Rejected) as caught:
+        parse_envelope(body)
+    assert caught.value.reason is Reason.MALFORMED

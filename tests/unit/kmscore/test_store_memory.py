@@ -256,27 +256,3 @@ def test_pages_of_a_large_store_may_be_huge_and_are_given_back():
         print(small, large)
     """)
     assert out == f"False {Path('/sys/kernel/mm/transparent_hugepage').exists()}\n"
-
-
-def test_small_objects_in_huge_pages_are_like_others_and_given_back():
-    run_child("""
-        from kmscore.store import ask_for_huge_pages
-
-        def mapped_bytes():
-            with open("/proc/self/statm") as statm:
-                return int(statm.read().split()[0]) * 4096
-
-        earlier = [bytes([i % 251]) * (i % 400) for i in range(20_000)]
-        ask_for_huge_pages()
-        before = mapped_bytes()
-        for _ in range(2):
-            objects = [bytes([i % 251]) * (i % 400) for i in range(400_000)]
-            grown = mapped_bytes() - before
-            assert all(objects[i] == bytes([i % 251]) * (i % 400) for i in range(0, 400_000, 11))
-            del objects
-            left = mapped_bytes() - before
-            assert grown > 70 << 20 and left < grown // 4, (grown, left)
-            ask_for_huge_pages()
-        assert earlier[-1] == bytes([19_999 % 251]) * (19_999 % 400)
-        del earlier
-    """)

@@ -48,6 +48,11 @@ def refusal_of(*headers: tuple[bytes, bytes]) -> Reason:
 
 
 class TestHeaders:
+    def test_of_several_with_one_name_the_first_counts(self) -> None:
+        other = (b"content-type", b"text/plain")
+        check_body_headers(request(JSON_TYPE, other), LIMIT)
+        assert refusal_of(other, JSON_TYPE) is Reason.UNSUPPORTED_MEDIA
+
     @pytest.mark.parametrize("length", [None, b"0", b"1", b"100", b"000100"])
     @pytest.mark.parametrize("media_type", [b"application/json", b"APPLICATION/JSON", b"application/json; charset=x"])
     def test_what_may_be_acceptable(self, length: bytes | None, media_type: bytes) -> None:

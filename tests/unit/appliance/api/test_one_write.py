@@ -1,7 +1,6 @@
 """A connection's writes of one turn of the event loop go out together, and nothing of them is lost or reordered."""
 
 import asyncio
-import socket
 
 import pytest
 
@@ -10,61 +9,72 @@ from appliance.api.http_protocol import OneWrite
 pytestmark = pytest.mark.anyio
 
 
-class CountingProtocol(asyncio.Protocol):
-    """The other end: what came, and in how many pieces when each is read before the next is sent."""
+class RecordingTransport(asyncio.Transport):
+    """What is asked of the transport below, in order; `failing` writes raise."""
 
     def __init__(self) -> None:
-        self.pieces: list[bytes] = []
-        self.ended = asyncio.Event()
+        super().__init__()
+        self.asked: list[bytes | str] = []
+        self.failing = 0
+        self._closing = False
 
-    def data_received(self, data: bytes) -> None:
-        self.pieces.append(data)
+    def write(self, data: bytes) -> None:  # type: ignore[override]
+        if self.failing:
+            self.failing -= 1
+            raise MemoryError
+        self.asked.append(data)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self.ended.set()
+    def close(self) -> None:
+        self._closing = True
+        self.asked.append("close")
 
-
-@pytest.fixture
-async def ends() -> tuple[OneWrite, CountingProtocol]:
-    loop = asyncio.get_running_loop()
-    here, there = socket.socketpair()
-    transport, _ = await loop.create_connection(asyncio.Protocol, sock=here)
-    _, protocol = await loop.create_connection(CountingProtocol, sock=there)
-    return OneWrite(transport, loop), protocol
-
-
-async def turns(count: int = 5) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
+    def is_closing(self) -> bool:
+        return self._closing
 
 
-async def test_what_is_written_in_one_turn_is_one_piece(ends: tuple[OneWrite, CountingProtocol]) -> None:
-    transport, other = ends
+def connection() -> tuple[OneWrite, RecordingTransport]:
+    below = RecordingTransport()
+    return OneWrite(below, asyncio.get_running_loop()), below
+
+
+async def test_what_is_written_in_one_turn_is_one_piece() -> None:
+    transport, below = connection()
     transport.write(b"head ")
     transport.write(b"body")
-    assert other.pieces == []
-    await turns()
-    transport.write(b"next")
-    await turns()
-    assert other.pieces == [b"head body", b"next"]
-    transport.close()
+    assert below.asked == []
+    await asyncio.sleep(0)
+    transport.write(b"next ")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert below.asked == [b"head body", b"next "]
 
 
-async def test_closing_sends_first_what_was_written(ends: tuple[OneWrite, CountingProtocol]) -> None:
-    transport, other = ends
+async def test_closing_sends_first_what_was_written() -> None:
+    transport, below = connection()
     transport.write(b"last ")
     transport.write(b"words")
-    assert not transport.is_closing()
     transport.close()
     assert transport.is_closing()
-    await other.ended.wait()
-    assert b"".join(other.pieces) == b"last words"
+    await asyncio.sleep(0)
+    assert below.asked == [b"last words", "close"]
 
 
-async def test_nothing_is_written_to_a_connection_that_is_gone(ends: tuple[OneWrite, CountingProtocol]) -> None:
-    transport, other = ends
+async def test_nothing_is_written_to_a_connection_that_is_closing() -> None:
+    transport, below = connection()
     transport.close()
     transport.write(b"too late")
-    await other.ended.wait()
-    await turns()
-    assert other.pieces == []
+    await asyncio.sleep(0)
+    assert below.asked == ["close"]
+
+
+async def test_a_write_that_failed_holds_nothing_back() -> None:
+    transport, below = connection()
+    failures: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
+    below.failing = 1
+    transport.write(b"lost")
+    await asyncio.sleep(0)
+    transport.write(b"next")
+    await asyncio.sleep(0)
+    assert below.asked == [b"next"]
+    assert [type(failure) for failure in failures] == [MemoryError]
