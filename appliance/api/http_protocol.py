@@ -20,6 +20,7 @@ from kmscore.errors import Rejected
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_DEADLINE_S = 15.0
+BODY_PIECE_BYTES = 512 * 1024
 # How long the rest of a body may still come after its request has been answered: closing at once would lose the answer.
 LINGER_S = 5.0
 MAX_CONNECTIONS = 4096
@@ -144,8 +145,16 @@ def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNet
                 super().on_header(name, value)
 
         def on_body(self, body: bytes) -> None:
+            """Like uvicorn's, but the application is woken for the whole of a body or a large piece, not for each read,
+            and reading pauses only then.
+            """
             self._bytes_since_body = 0
-            super().on_body(body)
+            if self.cycle.response_complete:
+                return
+            self.cycle.body += body
+            if len(self.cycle.body) >= BODY_PIECE_BYTES:
+                self.flow.pause_reading()
+                self.cycle.message_event.set()
 
         def on_headers_complete(self) -> None:
             self._in_head = False

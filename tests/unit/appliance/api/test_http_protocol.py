@@ -9,7 +9,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from appliance.api.bodies import WHOLE_BODY
-from appliance.api.http_protocol import MAX_HEAD_BYTES
+from appliance.api.http_protocol import BODY_PIECE_BYTES, MAX_HEAD_BYTES
 from appliance.main import uvicorn_config
 from appliance.variables import TrustedIngress
 
@@ -24,6 +24,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.scopes: list[Scope] = []
+        self.pieces: list[int] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scopes.append(scope)
@@ -33,6 +34,7 @@ class Recorder:
             how, body, more = "received", b"", True
             while more:
                 message = await receive()
+                self.pieces.append(len(message.get("body", b"")))
                 body += message.get("body", b"")
                 more = message.get("more_body", False)
         answer = f"{how} {body.decode()}".encode()
@@ -101,6 +103,15 @@ async def test_a_body_that_comes_later_is_received(connection: Connection) -> No
     assert await connection.body() == "received abcdef"
     await connection.send(CHUNKED + b"1\r\na\r\n", b"2\r\nbc\r\n0\r\n\r\n")
     assert await connection.body() == "received abc"
+
+
+async def test_a_long_body_comes_in_large_pieces(connection: Connection, app: Recorder) -> None:
+    size = 3 * BODY_PIECE_BYTES
+    sending = asyncio.create_task(connection.send(POST + b"content-length: %d\r\n\r\n" % size, b"a" * size))
+    assert await connection.body() == "received " + "a" * size
+    await sending
+    assert len(app.pieces) <= 4
+    assert max(app.pieces) < 2 * BODY_PIECE_BYTES
 
 
 async def test_requests_in_one_piece_keep_their_bodies(connection: Connection) -> None:
