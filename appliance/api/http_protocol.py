@@ -140,9 +140,13 @@ def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNet
                     self._close_after(HEAD_DEADLINE_S)
 
         def on_header(self, name: bytes, value: bytes) -> None:
-            """What comes behind a body is no part of the head, and nothing here has a use for it (RFC 9110 §6.5.1)."""
-            if self._in_head:
-                super().on_header(name, value)
+            """Like uvicorn's, but what comes behind a body is no part of the head, and of no use (RFC 9110 §6.5.1)."""
+            if not self._in_head:
+                return
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
         def on_body(self, body: bytes) -> None:
             """Like uvicorn's, but the application is woken for the whole of a body or a large piece, not for each read,
