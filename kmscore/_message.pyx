@@ -30,7 +30,7 @@ cdef enum:
     RECORD_DEPTH = 4     # object, data, list, record
     # Commas and opening brackets, as `Reader` counts them: 65,536 are read in 1 to 3 ms, and app by app in 10 ms.
     OTHER_ITEMS = 65536  # outside of lists of records; 256 ranges of 32 digests have 26,000, 20,000 apps 40,000
-    RECORD_ITEMS = 4096  # in one record, which 1,024 writers and seven members are
+    RECORD_ITEMS = 2048  # in one record, whose 1,024 writers and seven members have 1,031
     STEP_ITEMS = 8192    # more than `step_bytes` of the shortest records of a node have
     HAS_KEY = 1
     HAS_VALUE = 2
@@ -246,7 +246,7 @@ def read_message(bytes document not None, int max_depth, Py_ssize_t max_items, P
 
     Where its member `data` is an object of lists, their elements are Records when they are plainly written, and JSON
     values when not: `parse_record` takes both. Raises `Rejected(MALFORMED)` for what `parse_json_object` refuses, and
-    for more items than a step may cost: 4,096 in an element of those lists, 65,536 in all that is in none.
+    for more items than a step may cost: 2,048 in an element of those lists, 65,536 in all that is in none.
     """
     cdef Reader reader = Reader(document, max_depth, min(max_items, OTHER_ITEMS))
     cdef Py_ssize_t records_left = max_items - reader.items_left  # and what the reader has left, when that is used up

@@ -224,7 +224,7 @@ def test_a_message_of_many_apps_is_read_in_steps_too():
 
 
 OTHER_ITEMS = 65536
-RECORD_ITEMS = 4096
+RECORD_ITEMS = 2048
 # What is read in one step, up to the bound; the objects and lists around it are items too.
 ITEMS_IN_ONE = {
     "a member": (b'{"type":"delta","x":[%b]}', b"0", OTHER_ITEMS - 2),
