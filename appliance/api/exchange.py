@@ -6,6 +6,7 @@ nothing.
 
 import hashlib
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,6 +38,14 @@ class Reading(NamedTuple):
 
     inner: dict[str, object]
     data: bytes | list[bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LargeReading:
+    """The same with so much data that there must not be several at once: it is held until the answer is sealed."""
+
+    inner: dict[str, object]
+    data: AbstractAsyncContextManager[list[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,7 @@ class Answerer:
 
     async def answer(
         self,
-        operation: Reading | Change | SteppedChange,
+        operation: Reading | LargeReading | Change | SteppedChange,
         pop: VerifiedPop,
         key: TeePublicKey,
         label: str | None,
@@ -99,6 +108,10 @@ class Answerer:
 
         `extra` joins the inner answer. Raises `Rejected` from the operation, `Unavailable` from the TEE provider.
         """
+        if isinstance(operation, LargeReading):
+            async with operation.data as data:
+                reading = Reading(operation.inner, data)
+                return await self.answer(reading, pop, key, label, signature_header, extra=extra)
         common = {**(extra or {}), "answer_to": pop.nonce}
         signature = await self._tee.sign_message(response_text(pop.signature, self._wallet))
         if isinstance(operation, Reading):

@@ -15,7 +15,9 @@ from appliance.api.exchange import (
     NEXT_NONCE_HEADER,
     Answerer,
     Change,
+    LargeReading,
     Reading,
+    SteppedChange,
 )
 from appliance.auth.envelopes import EnvelopeGate, LabelMemory
 from appliance.tee.software.provider import SoftwareTee
@@ -37,7 +39,8 @@ class FailingTee:
 
     def __init__(self, tee: SoftwareTee) -> None:
         self._tee = tee
-        self.fails: set[str] = set()
+        self.fails: set[str | None] = set()
+        self.before_seal: Callable[[], None] = lambda: None
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._tee, name)
@@ -48,6 +51,7 @@ class FailingTee:
 
     async def seal(self, plaintext: bytes, peer: TeePublicKey, label: str | None) -> Envelope:
         self._check("seal")
+        self.before_seal()
         return await self._tee.seal(plaintext, peer, label)
 
     def _check(self, name: str) -> None:
@@ -102,7 +106,9 @@ class Bench:
     def change(self, planned: dict[str, object], done: dict[str, object] | None = None) -> Change:
         return Change(self.step("plan", planned), self.step("apply", planned if done is None else done))
 
-    async def answer(self, operation: Reading | Change, extra: dict[str, object] | None = None) -> Response:
+    async def answer(
+        self, operation: Reading | LargeReading | Change | SteppedChange, extra: dict[str, object] | None = None
+    ) -> Response:
         key = parse_tee_pubkey(self.caller.der)
         return await self.answerer.answer(operation, POP, key, None, APP_SIGNATURE_HEADER, extra=extra)
 
@@ -151,6 +157,32 @@ async def test_an_answer_larger_than_a_piece_goes_out_whole_in_pieces(
     assert [piece.get("more_body", False) for piece in bodies] == [True] * (len(bodies) - 1) + [False]
     assert b"".join(piece["body"] for piece in bodies) == response.body
     assert bench.inner(response) == {"data": {"7": [1]}, "status": "ok", "answer_to": POP.nonce}
+
+
+@pytest.mark.parametrize("fails", [None, "sign_message", "seal"])
+async def test_large_data_is_held_until_its_answer_is_sealed(bench: Bench, fails: str | None) -> None:
+    held = False
+
+    @asynccontextmanager
+    async def data() -> AsyncIterator[list[bytes]]:
+        nonlocal held
+        held = True
+        try:
+            yield [b'{"7":', b"[1]", b"}"]
+        finally:
+            held = False
+
+    bench.tee.fails = {fails} - {None}
+    bench.tee.before_seal = lambda: bench.steps.append(f"sealed, held: {held}")
+    operation = LargeReading({"status": "ok"}, data())
+    if fails is None:
+        inner = bench.inner(await bench.answer(operation))
+        assert inner == {"data": {"7": [1]}, "status": "ok", "answer_to": POP.nonce}
+        assert bench.steps == ["sealed, held: True"]
+    else:
+        with pytest.raises(Unavailable):
+            await bench.answer(operation)
+    assert not held
 
 
 async def test_a_change_is_planned_then_applied_under_the_write_lock(bench: Bench) -> None:
