@@ -61,7 +61,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class SteppedChange:
-    """The same for what takes so long that others get their turn in between, readers of the store included."""
+    """The same for what takes so long that others get their turn in between, readers of the store included.
+
+    Once begun, `apply` comes to its end, even when nobody waits for the answer any more.
+    """
 
     plan: Callable[[], Awaitable[dict[str, object]]]
     apply: Callable[[], Awaitable[dict[str, object]]]
@@ -120,7 +123,11 @@ class Answerer:
             async with self._replica.writing():
                 planned = operation.plan() if isinstance(operation, Change) else await operation.plan()
                 envelope = await self._gate.seal(encode_inner(planned | common), key, label)
-                done = operation.apply() if isinstance(operation, Change) else await operation.apply()
+                if isinstance(operation, Change):
+                    done = operation.apply()
+                else:
+                    with anyio.CancelScope(shield=True):
+                        done = await operation.apply()
             if done != planned:
                 # The records of a delta can exhaust the store together though each would fit: say what came of it.
                 envelope = await self._gate.seal(encode_inner(done | common), key, label)

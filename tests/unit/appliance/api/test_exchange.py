@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 
+import anyio
 import pytest
 from starlette.responses import Response
 
@@ -213,6 +214,31 @@ async def test_a_plan_that_refuses_changes_nothing(bench: Bench) -> None:
     with pytest.raises(Rejected):
         await bench.answer(Change(refuse, bench.step("apply", {})))
     assert bench.steps == []
+    assert not bench.writer.held
+
+
+@pytest.mark.parametrize(("cancelled_in", "steps"), [("plan", ["plan"]), ("apply", ["plan", "apply", "applied"])])
+async def test_a_change_in_steps_is_never_left_half_applied(bench: Bench, cancelled_in: str, steps: list[str]) -> None:
+    scope = anyio.CancelScope()
+
+    async def step(name: str) -> dict[str, object]:
+        assert bench.writer.held
+        bench.steps.append(name)
+        if name == cancelled_in:
+            scope.cancel()
+        await anyio.lowlevel.checkpoint()
+        return {}
+
+    async def apply() -> dict[str, object]:
+        answer = await step("apply")
+        bench.steps.append("applied")
+        return answer
+
+    with scope:
+        await bench.answer(SteppedChange(lambda: step("plan"), apply))
+        await anyio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    assert bench.steps == steps
     assert not bench.writer.held
 
 
