@@ -17,7 +17,7 @@ cdef class Record:
     cdef readonly int64_t updated_at_ms
     cdef readonly int64_t ttl_ms
     cdef ClockEntry *clock  # one block: the entries, then the writers they point to
-    cdef size_t entries
+    cdef readonly size_t entries
 
     cdef bint set_clock(self, const Counter *counters, size_t entries) except -1
     cdef int _set_version(self, object version) except -1

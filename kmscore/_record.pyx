@@ -42,6 +42,8 @@ cdef enum:
     SEAL_BYTES = 28         # nonce and tag of a value at rest (protocol §5)
     MAX_PEER_KEY_BYTES = 65536
     STEP_RECORD_BYTES = 512  # checking and merging a record takes about as long as decrypting so much
+    STEP_ENTRY_BYTES = 64    # and an entry of its clock so much
+    STEP_JSON_BYTES = 4096   # what came as a JSON value may be made of thousands, which are freed with it
 
 cdef tuple OUTCOMES = tuple(MergeOutcome)
 
@@ -158,8 +160,8 @@ cdef class Record:
     """One record of a namespace, immutable (store §1). Without a value it is a tombstone.
 
     `key` is text of 1 to 65,536 UTF-8 bytes, `value` the ciphertext or None, `version` maps writers (at most 128 UTF-8
-    bytes) to counters, of which zeros are dropped and at least one must be left; at most 1,024 entries. Numbers are
-    integers from 0 to 2^62. Raises RecordRefused for the first of key, value, times, version that is not like this.
+    bytes) to counters, of which zeros are dropped and at least one must be left; at most 1,024 entries, `entries` says
+    how many. Numbers are integers from 0 to 2^62. Raises RecordRefused for the first of key, value, times, version that is not like this.
 
     Equal when all of this is equal. The repr shows sizes only.
     """
@@ -362,8 +364,9 @@ cpdef Record parse_record(obj, limits):
 def parse_records(list items not None, Py_ssize_t first, limits, Py_ssize_t step_bytes) -> tuple:
     """What `parse_record` makes of the items from `first` on, until about `step_bytes` of values have been read.
 
-    Returns the records, the SkipReason of each item that is none, and the position to go on from. The items are gone
-    from the list then: None takes their place, so that what is read in steps is also freed in steps.
+    Returns the records, the SkipReason of each item that is none, the position to go on from, and what is left of
+    `step_bytes`, which is not above 0 unless the list has come to its end. The items are gone from the list then: None
+    takes their place, so that what is read in steps is also freed in steps.
     """
     cdef list records = []
     cdef list refusals = []
@@ -374,16 +377,17 @@ def parse_records(list items not None, Py_ssize_t first, limits, Py_ssize_t step
         item = items[at]
         items[at] = None
         at += 1
-        step_bytes -= STEP_RECORD_BYTES
+        step_bytes -= STEP_RECORD_BYTES if isinstance(item, Record) else STEP_JSON_BYTES
         try:
             record = parse_record(item, limits)
         except RecordRefused as refusal:
             refusals.append(refusal.skip_reason)
         else:
+            step_bytes -= STEP_ENTRY_BYTES * <Py_ssize_t>record.entries
             if record.value is not None:
                 step_bytes -= PyBytes_GET_SIZE(record.value)
             records.append(record)
-    return records, refusals, at
+    return records, refusals, at, step_bytes
 
 
 def encode_record(Record record not None) -> dict:

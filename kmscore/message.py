@@ -20,6 +20,7 @@ def read_message(document: bytes, *, max_items: int = MAX_ITEMS) -> Iterator[dic
     """Reads the JSON object `document` in steps: yields None between them, and the object at last.
 
     Where its member `data` is an object of lists, their elements are Records when they are plainly written, and JSON
-    values when not: `parse_record` takes both. Raises `Rejected(MALFORMED)` for what `parse_json_object` refuses.
+    values when not: `parse_record` takes both. Raises `Rejected(MALFORMED)` for what `parse_json_object` refuses, and
+    for more items than a step may cost: 2,048 in an element of those lists, 65,536 in all that is in none.
     """
     return _message.read_message(document, MAX_DEPTH, max_items, STEP_BYTES)

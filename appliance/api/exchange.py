@@ -6,6 +6,7 @@ nothing.
 
 import hashlib
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,6 +41,14 @@ class Reading(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class LargeReading:
+    """The same with so much data that there must not be several at once: it is held until the answer is sealed."""
+
+    inner: dict[str, object]
+    data: AbstractAsyncContextManager[list[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """An operation in two halves: `plan` says what the answer will be, `apply` makes it true and returns what it is.
 
@@ -52,7 +61,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class SteppedChange:
-    """The same for what takes so long that others get their turn in between, readers of the store included."""
+    """The same for what takes so long that others get their turn in between, readers of the store included.
+
+    Once begun, `apply` comes to its end, even when nobody waits for the answer any more.
+    """
 
     plan: Callable[[], Awaitable[dict[str, object]]]
     apply: Callable[[], Awaitable[dict[str, object]]]
@@ -87,7 +99,7 @@ class Answerer:
 
     async def answer(
         self,
-        operation: Reading | Change | SteppedChange,
+        operation: Reading | LargeReading | Change | SteppedChange,
         pop: VerifiedPop,
         key: TeePublicKey,
         label: str | None,
@@ -99,6 +111,10 @@ class Answerer:
 
         `extra` joins the inner answer. Raises `Rejected` from the operation, `Unavailable` from the TEE provider.
         """
+        if isinstance(operation, LargeReading):
+            async with operation.data as data:
+                reading = Reading(operation.inner, data)
+                return await self.answer(reading, pop, key, label, signature_header, extra=extra)
         common = {**(extra or {}), "answer_to": pop.nonce}
         signature = await self._tee.sign_message(response_text(pop.signature, self._wallet))
         if isinstance(operation, Reading):
@@ -107,7 +123,11 @@ class Answerer:
             async with self._replica.writing():
                 planned = operation.plan() if isinstance(operation, Change) else await operation.plan()
                 envelope = await self._gate.seal(encode_inner(planned | common), key, label)
-                done = operation.apply() if isinstance(operation, Change) else await operation.apply()
+                if isinstance(operation, Change):
+                    done = operation.apply()
+                else:
+                    with anyio.CancelScope(shield=True):
+                        done = await operation.apply()
             if done != planned:
                 # The records of a delta can exhaust the store together though each would fit: say what came of it.
                 envelope = await self._gate.seal(encode_inner(done | common), key, label)

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from appliance.api.bodies import check_body_headers, discard_body, read_body
-from appliance.api.exchange import PEER_SIGNATURE_HEADER, Answerer, Reading, SteppedChange
+from appliance.api.exchange import PEER_SIGNATURE_HEADER, Answerer, LargeReading, Reading, SteppedChange
 from appliance.auth.envelopes import EnvelopeGate
 from appliance.cluster.digests import DigestServer
 from appliance.cluster.handover import SecretServer
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 INLINE_BODY_BYTES = 2 << 20
 
 Inner = dict[str, object]
-Handler = Callable[[Peer, Inner], Awaitable[Reading | SteppedChange]]
+Handler = Callable[[Peer, Inner], Awaitable[Reading | LargeReading | SteppedChange]]
 
 
 class SyncApi:
@@ -188,9 +188,9 @@ class SyncApi:
 
         return SteppedChange(plan, apply)
 
-    async def _snapshot(self, _peer: Peer, _inner: Inner) -> Reading:
+    async def _snapshot(self, _peer: Peer, _inner: Inner) -> LargeReading:
         self._require_complete()
-        return Reading({"status": "ok"}, await self._snapshots.whole())
+        return LargeReading({"status": "ok"}, self._snapshots.whole())
 
     async def _snapshot_page(self, _peer: Peer, inner: Inner) -> Reading:
         self._require_complete()

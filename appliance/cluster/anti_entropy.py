@@ -269,9 +269,16 @@ class Comparison:
             incoming = await self._replica.check_incoming(inner.get("data"))
         except Rejected as error:
             raise PeerUntrusted(f"the records are malformed: {error}") from error
-        async with self._replica.writing():
-            outcomes = self._replica.merge_each(incoming, self._peer.wallet)
-        refused = incoming.refused.total() + sum(outcome.refused for outcome in outcomes)
+        if incoming.total > count:
+            raise PeerUntrusted("more records come than were asked for")
+        arrived = list(incoming.each())
+        refused = incoming.refused.total()
+        outcomes: list[MergeOutcome] = []
+        for part in incoming.slices():
+            async with self._replica.writing():
+                outcomes += self._replica.merge_each(part, self._peer.wallet)
+            await anyio.lowlevel.checkpoint()
+        refused += sum(outcome.refused for outcome in outcomes)
         if refused:
             logger.warning(
                 "records of a comparison refused", extra={"peer": short(self._peer.wallet), "rejected": refused}
@@ -280,7 +287,7 @@ class Comparison:
         if answer_back:
             self._unknown.extend(
                 (app_id, record.key)
-                for (app_id, record), outcome in zip(incoming.each(), outcomes, strict=True)
+                for (app_id, record), outcome in zip(arrived, outcomes, strict=True)
                 if outcome not in _AGREED and not outcome.refused and outcome is not MergeOutcome.IGNORED_EXPIRED
             )
 

@@ -31,8 +31,9 @@ Entry = tuple[int, int, Record]  # app id, local sequence number, record
 
 # What is done with records between two chances for other requests: at most about a millisecond of work.
 RECORDS_PER_SLICE = 500
+ENTRIES_OF_A_RECORD = 8  # so many entries of clocks are merged in the time of a record with one
 SLICE_BYTES = 256 * 1024
-RECORDS_OF_AN_APP = 5  # deriving an app's key takes as long as so many records
+APP_BYTES = 2560  # deriving an app's key takes as long as decrypting so much
 MAX_APP_ID = 2**256 - 1
 # Each app in a message costs a key derivation when its first record is checked.
 MAX_APPS_PER_MESSAGE = 20_000
@@ -60,16 +61,17 @@ class IncomingRecords:
         """The same in slices that are merged in about a millisecond, at least one; each leaves this object."""
         part = IncomingRecords(self.generation, refused=self.refused)
         self.refused = Counter()
-        count = 0
+        spent = 0
         self.accepted.reverse()
         while self.accepted:
             app_id, records = self.accepted.pop()
-            if count and count + len(records) > RECORDS_PER_SLICE:
+            cost = merge_cost(records)
+            if spent and spent + cost > RECORDS_PER_SLICE:
                 yield part
                 part = IncomingRecords(self.generation)
-                count = 0
+                spent = 0
             part.accepted.append((app_id, records))
-            count += len(records)
+            spent += cost
         yield part
 
     def each(self) -> Iterator[tuple[int, Record]]:
@@ -217,44 +219,47 @@ class Replica:
         if len(data) > MAX_APPS_PER_MESSAGE:
             raise Rejected(Reason.MALFORMED, f"data holds more than {MAX_APPS_PER_MESSAGE} app ids")
         incoming = IncomingRecords(generation=self._keys.generation)
-        checked = 0
+        left = SLICE_BYTES
         for app_text, items in data.items():
             app_id = parse_app_id(app_text)
             if not isinstance(items, list):
                 raise Rejected(Reason.MALFORMED, "data holds something that is not a list of records")
             at = 0
-            checked += RECORDS_OF_AN_APP
-            while at < len(items):
-                before = at
-                at = self._check_records(app_id, items, at, incoming)
-                checked += at - before
-                if at < len(items) or checked >= RECORDS_PER_SLICE:
-                    checked = 0
+            left -= APP_BYTES
+            while at < len(items) or left <= 0:
+                if left <= 0:
+                    left = SLICE_BYTES
                     await anyio.lowlevel.checkpoint()
+                if at < len(items):
+                    at, left = self._check_records(app_id, items, at, left, incoming)
         return incoming
 
-    def _check_records(self, app_id: int, items: list[object], first: int, incoming: IncomingRecords) -> int:
-        """One slice of them; the position to go on from."""
+    def _check_records(
+        self, app_id: int, items: list[object], first: int, slice_bytes: int, incoming: IncomingRecords
+    ) -> tuple[int, int]:
+        """As many as a slice has room for; the position to go on from, and what room is left."""
         cipher = self._keys.data_cipher(app_id)
-        records, refusals, following = parse_records(items, first, self._limits, SLICE_BYTES)
+        records, refusals, following, left = parse_records(items, first, self._limits, slice_bytes)
         readable = cipher.readable(records)
         incoming.refused.update(refusals)
         if len(readable) < len(records):
             incoming.refused[REFUSED_UNDECRYPTABLE] += len(records) - len(readable)
         if readable:
             incoming.accepted.append((app_id, readable))
-        return following
+        return following, left
 
     async def evaluate(self, incoming: IncomingRecords) -> MergeReport:
         """What `take_in` would report now, and raise; changes nothing. To be called under the write lock."""
         self._keys.require_generation(incoming.generation)
         now_ms = self._clock.now_ms()
         outcomes: list[MergeOutcome] = []
-        pause = RECORDS_PER_SLICE
+        spent = 0
         for app_id, records in incoming.accepted:
-            if len(outcomes) + len(records) > pause:
-                pause = len(outcomes) + RECORDS_PER_SLICE
+            cost = merge_cost(records)
+            if spent and spent + cost > RECORDS_PER_SLICE:
+                spent = 0
                 await anyio.lowlevel.checkpoint()
+            spent += cost
             outcomes += self.store.evaluate_each(app_id, records, now_ms)
         return self._report(incoming.total, incoming.refused, outcomes)
 
@@ -315,6 +320,11 @@ def parse_app_id(text: object) -> int:
     if app_id > MAX_APP_ID or str(app_id) != text:
         raise Rejected(Reason.MALFORMED, "an app id is not a canonical 256-bit number")
     return app_id
+
+
+def merge_cost(records: Sequence[Record]) -> int:
+    """How long they take to merge, in records with short clocks."""
+    return len(records) + sum(record.entries for record in records) // ENTRIES_OF_A_RECORD
 
 
 def by_app(entries: Sequence[Entry]) -> dict[int, list[Record]]:

@@ -6,7 +6,8 @@ walk misses nothing.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
@@ -33,8 +34,8 @@ logger = logging.getLogger(__name__)
 PAGE_DEADLINE_S = 30.0
 WHOLE_DEADLINE_S = 300.0
 PULL_DEADLINE_S = 900.0
-# A body is about four times its ciphertexts; a store beyond this cannot be given in one answer.
-WIRE_FACTOR = 4
+# An inner object goes into its envelope in hex.
+BODY_FACTOR = 2
 
 
 @dataclass(slots=True)
@@ -70,17 +71,19 @@ class SnapshotServer:
         position = batch.next_seq if whole else entries[-1][1]
         return {"status": "ok", "data": data, "next": position, "done": batch.done and whole}
 
-    async def whole(self) -> list[bytes]:
-        """Every record incl. tombstones: the `data` of one answer, encoded, in parts.
+    @asynccontextmanager
+    async def whole(self) -> AsyncIterator[list[bytes]]:
+        """Every record incl. tombstones: the `data` of one answer, encoded, in parts, for an `async with` block.
 
-        Raises `Unavailable` while another one is being made, which takes several times the store's memory, and
-        `Rejected(TOO_LARGE)` when the answer would exceed what a node may send: such a store is joined by pages.
+        The block ends when the answer has been sealed. Entering raises `Unavailable` while another one is being made,
+        which takes several times the store's memory, and `Rejected(TOO_LARGE)` when the answer would exceed what a node
+        may send: such a store is joined by pages.
         """
         if self._giving_whole:
             raise Unavailable("another snapshot is being made")
         self._giving_whole = True
         try:
-            return await self._collect()
+            yield await self._collect()
         finally:
             self._giving_whole = False
 
@@ -91,19 +94,18 @@ class SnapshotServer:
         while not done:
             batch = self._replica.store.since(seq, limit_records=PAGE_RECORDS, limit_bytes=PAGE_RECORD_BYTES)
             for app_id, records in by_app(batch.records).items():
-                lists.setdefault(app_id, []).append(write_records(records))
-                size += sum(WIRE_FACTOR * (len(record.key) + len(record.value or b"") + 128) for record in records)
-            if size > self._max_answer_bytes:
+                parts = lists.setdefault(app_id, [])
+                parts += (b"," if parts else b'"%d":[' % app_id, write_records(records))
+                size += len(parts[-2]) + len(parts[-1]) + 2  # the bracket that closes, and a comma
+            if BODY_FACTOR * size > self._max_answer_bytes:
                 raise Rejected(Reason.TOO_LARGE, "the store is too large for one answer; ask for pages")
             seq, done = batch.next_seq, batch.done
             await anyio.lowlevel.checkpoint()
-        parts: list[bytes] = []
-        for app_id, written in lists.items():
-            parts += (b',"%d":[' % app_id if parts else b'{"%d":[' % app_id, written.pop(0))
-            for following in written:
-                parts += (b",", following)
-            parts.append(b"]")
-        return [*parts, b"}"] if parts else [b"{}"]
+        data = [b"{"]
+        for parts in lists.values():
+            data += (*parts, b"],")
+        data[-1] = b"]}" if lists else b"{}"
+        return data
 
 
 class SnapshotClient:

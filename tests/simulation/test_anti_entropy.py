@@ -8,9 +8,9 @@ import pytest
 from appliance.cluster.anti_entropy import Comparison
 from appliance.cluster.messages import EXT_SNAPSHOT_PAGES
 from appliance.cluster.push import PeerRefusesRecords
-from appliance.cluster.transport import PeerRefused
+from appliance.cluster.transport import PeerRefused, PeerUntrusted
 from kmscore.errors import Rejected
-from kmscore.store import StoreLimits
+from kmscore.store import Record, StoreLimits
 from tests.support.simulated_cluster import SimulatedNetwork, SimulatedNode, SimulatedTransport
 
 pytestmark = pytest.mark.anyio
@@ -180,6 +180,49 @@ class TestOneComparison:
         with pytest.raises(PeerRefusesRecords):
             await comparison.run()
         assert network.messages["delta"] < 60
+
+    @pytest.mark.parametrize(("extra", "count"), [(1, 5), (0, 4)])
+    async def test_more_records_than_were_asked_for_or_looked_at_are_refused(self, extra: int, count: int) -> None:
+        network = await clones(10)
+        one, other = network.nodes
+        for number in range(5):
+            other.put(1, f"new {number}", b"v")
+
+        class Generous(SimulatedTransport):
+            async def exchange(self, peer, inner, **bounds):  # type: ignore[no-untyped-def]
+                answer = await super().exchange(peer, inner, **bounds)
+                if inner["type"] == "records_request":
+                    assert answer.inner["count"] == 5
+                    answer.inner["count"] = count
+                    answer.inner["data"]["1"] += answer.inner["data"]["1"][:extra]
+                return answer
+
+        comparison = Comparison(other.peer, one.replica, one.keys, Generous(network, one), one.clock)
+        with pytest.raises(PeerUntrusted):
+            await comparison.run()
+        assert len(one.contents()) == 10
+
+    async def test_records_with_long_clocks_are_merged_in_slices_between_which_others_run(self) -> None:
+        network = await clones(1)
+        one, other = network.nodes
+        clock = {f"writer {number}": 1 for number in range(1_000)}
+        for number in range(40):
+            record = Record(f"new {number}", other.replica.encrypt(1, b"v"), clock, other.clock.now_ms())
+            other.replica.store.merge(1, record, other.clock.now_ms())
+        counts: set[int] = set()
+
+        async def others() -> None:
+            while True:
+                counts.add(len(one.contents()))
+                await anyio.lowlevel.checkpoint()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(others)
+            comparison = await compare(network, one, other)
+            group.cancel_scope.cancel()
+        assert comparison.pulled == 40
+        assert same(network)
+        assert len(counts) >= 8
 
     @pytest.mark.parametrize("answered", [False, True])
     async def test_cancelled_at_any_message_it_leaves_nothing_that_the_next_one_does_not_settle(

@@ -150,7 +150,8 @@ class SimulatedNode:
                 case "records_request":
                     return self.digests.records(inner)
                 case "snapshot_request":
-                    return {"status": "ok", "data": b"".join(await self.snapshots.whole())}
+                    async with self.snapshots.whole() as data:
+                        return {"status": "ok", "data": b"".join(data)}
         except Rejected as error:
             raise PeerRefused(400, str(error), None) from error
         raise AssertionError("no such message")

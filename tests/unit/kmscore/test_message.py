@@ -201,6 +201,65 @@ def test_a_message_is_read_in_steps_of_about_so_many_bytes():
     assert len(document) / 1300 < len(steps) < len(document) / 1000 + 1
 
 
+STEP_ITEMS = 8192
+MANY = 100_000
+
+
+@pytest.mark.parametrize(
+    ("items", "count"), [(b"[]", 2 * MANY), (b"{}", 2 * MANY), (b"0", MANY), (b'"k"', MANY), (b"[0,[]]", 4 * MANY)]
+)
+def test_a_step_holds_no_more_items_than_that_whatever_they_are(items, count):
+    document = b'{"data":{"1":[%b]}}' % b",".join([items] * MANY)
+    steps = list(read_message(document, MAX_DEPTH, MAX_ITEMS, 1 << 30))
+    assert count / STEP_ITEMS - 1 < len(steps) < count / STEP_ITEMS + 2
+    assert steps[-1] == parse_json_object(document)
+
+
+def test_a_message_of_many_apps_is_read_in_steps_too():
+    document = b'{"data":{%b}}' % b",".join(b'"%d":[]' % app for app in range(20_000))
+    steps = list(read_message(document, MAX_DEPTH, MAX_ITEMS, 1 << 30))
+    assert len(steps) == 40_000 // STEP_ITEMS + 1
+    assert len(list(read_message(document, MAX_DEPTH, MAX_ITEMS, 1000))) > len(document) / 1100
+    assert steps[-1] == parse_json_object(document)
+
+
+OTHER_ITEMS = 65536
+RECORD_ITEMS = 2048
+# What is read in one step, up to the bound; the objects and lists around it are items too.
+ITEMS_IN_ONE = {
+    "a member": (b'{"type":"delta","x":[%b]}', b"0", OTHER_ITEMS - 2),
+    "a member behind the data": (b'{"data":{"1":[7,7,7]},"x":[%b]}', b"0", OTHER_ITEMS - 4),
+    "data that is a list": (b'{"data":[%b]}', b"0", OTHER_ITEMS - 1),
+    "an app that has no list": (b'{"data":{"1":{"x":[%b]}}}', b"0", OTHER_ITEMS - 3),
+    "apps": (b'{"data":{%b}}', b'"%d":[]', OTHER_ITEMS // 2 - 1),
+    "a record": (b'{"data":{"1":[{"x":[%b]}]}}', b"0", RECORD_ITEMS - 1),
+    "a record's version": (b'{"data":{"1":[7,{"version":{%b}}]}}', b'"%d":1', RECORD_ITEMS - 1),
+    "a record that is a list": (b'{"data":{"1":[[%b],7]}}', b"0", RECORD_ITEMS - 1),
+}
+
+
+@pytest.mark.parametrize(("document", "item", "most"), ITEMS_IN_ONE.values(), ids=ITEMS_IN_ONE)
+def test_what_is_read_in_one_step_is_bounded(document, item, most):
+    def of(count: int) -> bytes:
+        return document % b",".join([item.replace(b"%d", b"%d" % number) for number in range(count)])
+
+    assert message(of(most)) == parse_json_object(of(most))
+    assert parse_json_object(of(most + 1))
+    with pytest.raises(Rejected) as caught:
+        message(of(most + 1))
+    assert caught.value.reason is Reason.MALFORMED
+
+
+def test_records_take_nothing_of_what_other_members_may_have():
+    document = b'{"data":{"1":[%b]},"x":[%b]}' % (b",".join([b"[0]"] * MANY), b",".join([b"0"] * (OTHER_ITEMS - 10)))
+    assert message(document, max_items=2 * MANY + OTHER_ITEMS) == parse_json_object(document)
+    same_judgement(document, max_items=2 * MANY + OTHER_ITEMS - 10)
+    assert parse_json_object(document, max_items=2 * MANY + OTHER_ITEMS - 6)
+    assert message(document, max_items=2 * MANY + OTHER_ITEMS - 6)
+    with pytest.raises(Rejected):
+        message(document, max_items=2 * MANY + OTHER_ITEMS - 8)
+
+
 @pytest.mark.parametrize(
     "document", [b"[]", b"7", b"", b" ", b'{"data":{}} 1', b'{"data":{"1":[]},"data":{}}', b'{"data":{"1":[],"1":[]}}']
 )

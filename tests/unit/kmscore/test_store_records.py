@@ -128,19 +128,39 @@ def test_records_are_parsed_in_steps_and_leave_their_list():
         WIRE | {"key": "k" * 101},
         WIRE,
     ]
-    records, refusals, following = compiled.parse_records(items, 1, LIMITS, 1 << 20)
+    records, refusals, following, left = compiled.parse_records(items, 1, LIMITS, 1 << 20)
     assert records == [compiled.parse_record(WIRE, LIMITS)] * 2
     assert refusals == ["malformed", "malformed", "key_too_large"]
     assert following == 6
+    assert 0 < left < 1 << 20
     assert items == [WIRE, None, None, None, None, None]
-    items = [WIRE] * 5
+
+
+@pytest.mark.parametrize(
+    ("item", "step_bytes", "expected"),
+    [
+        (compiled.parse_record(WIRE, LIMITS), 1000, [2, 2, 1]),
+        (compiled.Record("k", None, {str(writer): 1 for writer in range(1000)}, 5), 100_000, [2, 2, 1]),
+        (WIRE, 5000, [2, 2, 1]),
+        ([[]] * 2000, 4097, [2, 2, 1]),
+    ],
+    ids=["records", "clocks", "JSON", "no records"],
+)
+def test_a_step_counts_values_and_clocks_and_what_is_costly_to_free(item, step_bytes, expected):
+    items = [item] * 5
     steps = []
     first = 0
     while first < len(items):
-        records, refusals, first = compiled.parse_records(items, first, LIMITS, 1000)
-        steps.append(len(records))
-        assert not refusals
-    assert steps == [2, 2, 1]
+        records, refusals, following, left = compiled.parse_records(items, first, LIMITS, step_bytes)
+        assert (left > 0) is (following == 5)
+        assert len(records) + len(refusals) == following - first
+        steps.append(following - first)
+        first = following
+    assert steps == expected
+
+
+def test_a_record_says_how_many_entries_its_clock_has():
+    assert compiled.parse_record(WIRE, LIMITS).entries == 2
 
 
 def test_outcomes_are_counted():

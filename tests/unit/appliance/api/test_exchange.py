@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 
+import anyio
 import pytest
 from starlette.responses import Response
 
@@ -15,7 +16,9 @@ from appliance.api.exchange import (
     NEXT_NONCE_HEADER,
     Answerer,
     Change,
+    LargeReading,
     Reading,
+    SteppedChange,
 )
 from appliance.auth.envelopes import EnvelopeGate, LabelMemory
 from appliance.tee.software.provider import SoftwareTee
@@ -37,7 +40,8 @@ class FailingTee:
 
     def __init__(self, tee: SoftwareTee) -> None:
         self._tee = tee
-        self.fails: set[str] = set()
+        self.fails: set[str | None] = set()
+        self.before_seal: Callable[[], None] = lambda: None
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._tee, name)
@@ -48,6 +52,7 @@ class FailingTee:
 
     async def seal(self, plaintext: bytes, peer: TeePublicKey, label: str | None) -> Envelope:
         self._check("seal")
+        self.before_seal()
         return await self._tee.seal(plaintext, peer, label)
 
     def _check(self, name: str) -> None:
@@ -102,7 +107,9 @@ class Bench:
     def change(self, planned: dict[str, object], done: dict[str, object] | None = None) -> Change:
         return Change(self.step("plan", planned), self.step("apply", planned if done is None else done))
 
-    async def answer(self, operation: Reading | Change, extra: dict[str, object] | None = None) -> Response:
+    async def answer(
+        self, operation: Reading | LargeReading | Change | SteppedChange, extra: dict[str, object] | None = None
+    ) -> Response:
         key = parse_tee_pubkey(self.caller.der)
         return await self.answerer.answer(operation, POP, key, None, APP_SIGNATURE_HEADER, extra=extra)
 
@@ -153,6 +160,32 @@ async def test_an_answer_larger_than_a_piece_goes_out_whole_in_pieces(
     assert bench.inner(response) == {"data": {"7": [1]}, "status": "ok", "answer_to": POP.nonce}
 
 
+@pytest.mark.parametrize("fails", [None, "sign_message", "seal"])
+async def test_large_data_is_held_until_its_answer_is_sealed(bench: Bench, fails: str | None) -> None:
+    held = False
+
+    @asynccontextmanager
+    async def data() -> AsyncIterator[list[bytes]]:
+        nonlocal held
+        held = True
+        try:
+            yield [b'{"7":', b"[1]", b"}"]
+        finally:
+            held = False
+
+    bench.tee.fails = {fails} - {None}
+    bench.tee.before_seal = lambda: bench.steps.append(f"sealed, held: {held}")
+    operation = LargeReading({"status": "ok"}, data())
+    if fails is None:
+        inner = bench.inner(await bench.answer(operation))
+        assert inner == {"data": {"7": [1]}, "status": "ok", "answer_to": POP.nonce}
+        assert bench.steps == ["sealed, held: True"]
+    else:
+        with pytest.raises(Unavailable):
+            await bench.answer(operation)
+    assert not held
+
+
 async def test_a_change_is_planned_then_applied_under_the_write_lock(bench: Bench) -> None:
     response = await bench.answer(bench.change({"updated_at_ms": 1}))
     assert bench.steps == ["plan", "apply"]
@@ -181,6 +214,31 @@ async def test_a_plan_that_refuses_changes_nothing(bench: Bench) -> None:
     with pytest.raises(Rejected):
         await bench.answer(Change(refuse, bench.step("apply", {})))
     assert bench.steps == []
+    assert not bench.writer.held
+
+
+@pytest.mark.parametrize(("cancelled_in", "steps"), [("plan", ["plan"]), ("apply", ["plan", "apply", "applied"])])
+async def test_a_change_in_steps_is_never_left_half_applied(bench: Bench, cancelled_in: str, steps: list[str]) -> None:
+    scope = anyio.CancelScope()
+
+    async def step(name: str) -> dict[str, object]:
+        assert bench.writer.held
+        bench.steps.append(name)
+        if name == cancelled_in:
+            scope.cancel()
+        await anyio.lowlevel.checkpoint()
+        return {}
+
+    async def apply() -> dict[str, object]:
+        answer = await step("apply")
+        bench.steps.append("applied")
+        return answer
+
+    with scope:
+        await bench.answer(SteppedChange(lambda: step("plan"), apply))
+        await anyio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    assert bench.steps == steps
     assert not bench.writer.held
 
 

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 
+import anyio
 import pytest
 
 from appliance.cluster.snapshot import SnapshotServer
 from appliance.cluster.transport import PeerError, PeerUntrusted
-from kmscore.errors import Reason, Rejected
-from kmscore.store import StoreLimits
+from kmscore.errors import Reason, Rejected, Unavailable
+from kmscore.store import Record, StoreLimits
 from tests.support.cluster_bench import APP_ID, OTHER_SECRET, Bench, FakePeer, Gate, cancelled_at, record
 
 pytestmark = pytest.mark.anyio
@@ -29,6 +31,11 @@ async def peer(bench: Bench) -> FakePeer:
 
 async def pull(bench: Bench, peer: FakePeer, extensions: frozenset[str] = PAGES) -> object:
     return await bench.snapshots.pull(peer.peer, extensions, keep_names=False)
+
+
+async def whole(server: SnapshotServer) -> dict[str, list[dict[str, object]]]:
+    async with server.whole() as data:
+        return json.loads(b"".join(data))  # type: ignore[no-any-return]
 
 
 class TestPulling:
@@ -139,8 +146,7 @@ class TestServing:
             assert int(str(page["next"])) > after or page["done"]
             after, done = int(str(page["next"])), page["done"] is True
         assert sorted(names) == [f"key {number}" for number in range(8)]
-        whole = await server.whole()
-        assert sorted(item["key"] for item in json.loads(b"".join(whole))[APP]) == sorted(names)
+        assert sorted(item["key"] for item in (await whole(server))[APP]) == sorted(names)
 
     @pytest.mark.parametrize("after", [None, -1, True, "0", 1.0, 2**63, []])
     async def test_a_position_that_is_none_is_refused(self, bench: Bench, after: object) -> None:
@@ -157,6 +163,55 @@ class TestServing:
         bench.put("large", bytes(10_000))
         server = SnapshotServer(bench.replica, max_answer_bytes=1000)
         with pytest.raises(Rejected) as refusal:
-            await server.whole()
+            await whole(server)
         assert refusal.value.reason is Reason.TOO_LARGE
         assert server.page({"after": 0})["done"] is True
+
+    async def test_an_empty_store_is_an_empty_object(self, bench: Bench) -> None:
+        assert await whole(SnapshotServer(bench.replica, max_answer_bytes=100)) == {}
+
+    async def test_the_bound_is_what_the_data_takes_in_hex(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("appliance.cluster.snapshot.PAGE_RECORDS", 3)
+        clock = {f"writer {number}": 1 for number in range(1000)}
+        for app_id in (1, 2**256 - 1):
+            for number in range(10):
+                bench.replica.store.merge(app_id, Record(f"ключ {number}", None, clock, 1), bench.clock.now_ms())
+        async with SnapshotServer(bench.replica, max_answer_bytes=1 << 30).whole() as parts:
+            body_bytes, slack = 2 * sum(map(len, parts)), 4 * len(parts)
+        assert len(await whole(SnapshotServer(bench.replica, max_answer_bytes=body_bytes + slack))) == 2
+        with pytest.raises(Rejected):
+            await whole(SnapshotServer(bench.replica, max_answer_bytes=body_bytes - 4))
+
+    async def test_one_whole_store_at_a_time_until_its_answer_is_sealed(self, bench: Bench) -> None:
+        bench.hold_secret()
+        bench.put("key", b"x")
+        server = SnapshotServer(bench.replica, max_answer_bytes=1 << 20)
+        for error in (Unavailable("the TEE provider does not answer"), None):
+            with suppress(Unavailable):
+                async with server.whole():
+                    with pytest.raises(Unavailable, match="another snapshot"):
+                        await whole(server)
+                    if error is not None:
+                        raise error
+            assert len((await whole(server))[APP]) == 1
+
+    async def test_a_whole_store_is_let_go_when_it_is_cancelled_or_refused(self, bench: Bench) -> None:
+        bench.hold_secret()
+        bench.put("key", bytes(1000))
+        server = SnapshotServer(bench.replica, max_answer_bytes=6000)
+        gate = Gate()
+
+        async def seal() -> None:
+            async with server.whole():
+                await gate.wait()
+
+        await cancelled_at(gate, seal)
+        assert len((await whole(server))[APP]) == 1
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await whole(server)
+        assert len((await whole(server))[APP]) == 1
+        bench.put("another", bytes(1000))
+        for _ in range(2):
+            with pytest.raises(Rejected):
+                await whole(server)
