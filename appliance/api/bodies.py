@@ -15,6 +15,8 @@ BODY_DEADLINE_S = 60.0
 WHOLE_BODY = "nova.whole_body"
 # Longer bodies are put together in a thread, which does not keep the GIL for it.
 JOIN_INLINE_BYTES = 2 << 20
+# Where a handler that waits for more of a body says how many bytes it takes: our server wakes it once there are more.
+BODY_ROOM = "nova.body_room"
 JSON_TYPE = b"application/json"
 
 
@@ -77,6 +79,7 @@ async def _receive(request: Request, limit_bytes: int, keep: Callable[[bytes], N
     try:
         with anyio.fail_after(BODY_DEADLINE_S):
             while more:
+                request.scope[BODY_ROOM] = limit_bytes - size
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
                     raise _incomplete()

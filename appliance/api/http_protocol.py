@@ -13,7 +13,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from appliance.api.bodies import WHOLE_BODY
+from appliance.api.bodies import BODY_ROOM, WHOLE_BODY
 from appliance.api.limits import IngressNetworks, client_key, is_ingress
 from appliance.proxy_protocol import parse_proxy_header
 from kmscore.errors import Rejected
@@ -149,15 +149,18 @@ def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNet
             self.headers.append((name, value))
 
         def on_body(self, body: bytes) -> None:
-            """Like uvicorn's, but the application is woken for the whole of a body or a large piece, not for each read,
-            and reading pauses only then.
+            """Like uvicorn's, but who waits for a body is woken for all of it, a large piece or more than he takes, and
+            reading pauses for a large piece only.
             """
             self._bytes_since_body = 0
             if self.cycle.response_complete:
                 return
             self.cycle.body += body
-            if len(self.cycle.body) >= BODY_PIECE_BYTES:
+            held = len(self.cycle.body)
+            if held >= BODY_PIECE_BYTES:
                 self.flow.pause_reading()
+            room: int = self.cycle.scope.get(BODY_ROOM, 0)  # type: ignore[assignment]
+            if held >= BODY_PIECE_BYTES or held > room:
                 self.cycle.message_event.set()
 
         def on_headers_complete(self) -> None:

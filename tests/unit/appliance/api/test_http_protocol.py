@@ -8,7 +8,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from appliance.api.bodies import WHOLE_BODY
+from appliance.api.bodies import BODY_ROOM, WHOLE_BODY
 from appliance.api.http_protocol import BODY_PIECE_BYTES, MAX_HEAD_BYTES
 from appliance.main import uvicorn_config
 from appliance.variables import TrustedIngress
@@ -23,6 +23,7 @@ class Recorder:
     """Answers every request with how its body came; keeps the scopes."""
 
     def __init__(self) -> None:
+        self.room: int | None = None
         self.scopes: list[Scope] = []
         self.pieces: list[int] = []
 
@@ -33,7 +34,11 @@ class Recorder:
         if whole is None:
             how, body, more = "received", b"", True
             while more:
+                if self.room is not None:
+                    scope[BODY_ROOM] = self.room - len(body)
                 message = await receive()
+                if self.room is not None and len(body) + len(message["body"]) > self.room:
+                    how, message = "too much after", {}
                 self.pieces.append(len(message.get("body", b"")))
                 body += message.get("body", b"")
                 more = message.get("more_body", False)
@@ -106,12 +111,21 @@ async def test_a_body_that_comes_later_is_received(connection: Connection) -> No
 
 
 async def test_a_long_body_comes_in_large_pieces(connection: Connection, app: Recorder) -> None:
-    size = 3 * BODY_PIECE_BYTES
+    size = app.room = 3 * BODY_PIECE_BYTES
     sending = asyncio.create_task(connection.send(POST + b"content-length: %d\r\n\r\n" % size, b"a" * size))
     assert await connection.body() == "received " + "a" * size
     await sending
-    assert len(app.pieces) <= 4
+    assert len(app.pieces) <= 5
     assert max(app.pieces) < 2 * BODY_PIECE_BYTES
+
+
+@pytest.mark.parametrize("pieces", [[b"abcdef"], [b"abc", b"def"]], ids=["at once", "later"])
+async def test_a_handler_is_woken_by_more_than_it_takes(
+    connection: Connection, app: Recorder, pieces: list[bytes]
+) -> None:
+    app.room = 5
+    await connection.send(POST + b"content-length: 1000000\r\n\r\n", *pieces)
+    assert (await connection.body()).startswith("too much after")
 
 
 async def test_requests_in_one_piece_keep_their_bodies(connection: Connection) -> None:
