@@ -390,6 +390,14 @@ def parse_records(list items not None, Py_ssize_t first, limits, Py_ssize_t step
     return records, refusals, at, step_bytes
 
 
+def count_entries(list records not None) -> int:
+    """How many entries the clocks of these Records have together."""
+    cdef size_t count = 0
+    for record in records:
+        count += (<Record?>record).entries
+    return count
+
+
 def encode_record(Record record not None) -> dict:
     """The wire form of a record, ready for JSON (protocol §5)."""
     return {

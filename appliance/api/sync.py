@@ -194,8 +194,8 @@ class SyncApi:
 
     async def _snapshot_page(self, _peer: Peer, inner: Inner) -> Reading:
         self._require_complete()
-        page = self._snapshots.page(inner)
-        await anyio.lowlevel.checkpoint()  # encoding and sealing it is a step of its own
+        page = await self._snapshots.page(inner)
+        await anyio.lowlevel.checkpoint()  # sealing it is a step of its own
         return Reading(page)
 
     async def _digest(self, _peer: Peer, inner: Inner) -> Reading:

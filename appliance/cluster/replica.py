@@ -21,6 +21,7 @@ from kmscore.store import (
     Record,
     Store,
     StoreLimits,
+    count_entries,
     count_outcomes,
     parse_records,
 )
@@ -31,7 +32,7 @@ Entry = tuple[int, int, Record]  # app id, local sequence number, record
 
 # What is done with records between two chances for other requests: at most about a millisecond of work.
 RECORDS_PER_SLICE = 500
-ENTRIES_OF_A_RECORD = 8  # so many entries of clocks are merged in the time of a record with one
+ENTRIES_OF_A_RECORD = 8  # so many more entries of clocks are merged in the time of a record with one
 SLICE_BYTES = 256 * 1024
 APP_BYTES = 2560  # deriving an app's key takes as long as decrypting so much
 MAX_APP_ID = 2**256 - 1
@@ -322,9 +323,9 @@ def parse_app_id(text: object) -> int:
     return app_id
 
 
-def merge_cost(records: Sequence[Record]) -> int:
-    """How long they take to merge, in records with short clocks."""
-    return len(records) + sum(record.entries for record in records) // ENTRIES_OF_A_RECORD
+def merge_cost(records: list[Record]) -> int:
+    """How long they take to merge, in records of one clock entry each."""
+    return len(records) + (count_entries(records) - len(records)) // ENTRIES_OF_A_RECORD
 
 
 def by_app(entries: Sequence[Entry]) -> dict[int, list[Record]]:

@@ -59,12 +59,16 @@ class SnapshotServer:
         self._max_answer_bytes = max_answer_bytes
         self._giving_whole = False
 
-    def page(self, inner: Mapping[str, object]) -> dict[str, object]:
-        """One page. Raises `Rejected(BAD_FIELD)` for a position that is not a non-negative integer."""
+    async def page(self, inner: Mapping[str, object]) -> dict[str, object]:
+        """One page, read in one step and encoded in another.
+
+        Raises `Rejected(BAD_FIELD)` for a position that is not a non-negative integer.
+        """
         after = inner.get("after")
         if not isinstance(after, int) or isinstance(after, bool) or not 0 <= after < 2**63:
             raise Rejected(Reason.BAD_FIELD, "after is not a position in the change log")
         batch = self._replica.store.since(after, limit_records=PAGE_RECORDS, limit_bytes=PAGE_RECORD_BYTES)
+        await anyio.lowlevel.checkpoint()
         entries = fitting(batch.records, MAX_PAGE_INNER_BYTES)
         whole = len(entries) == len(batch.records)
         data = write_data(entries)

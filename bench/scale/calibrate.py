@@ -250,7 +250,7 @@ async def _serve(group: TaskGroup, side: Side, listener: socket.socket, traffic:
             traffic.request_bytes = int(request.headers["content-length"])
             traffic.answer_bytes = len(response.body)
         else:
-            response = json_response(200, {"nonce": pop.issue_nonce()}, {"Cache-Control": "no-store"})
+            response = json_response(200, {"nonce": pop.issue_nonce()}, [(b"cache-control", b"no-store")])
         await response(scope, receive, send)
 
     server = uvicorn.Server(

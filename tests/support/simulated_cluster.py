@@ -144,7 +144,7 @@ class SimulatedNode:
                     incoming = await self.replica.check_incoming(inner["data"])
                     return self.replica.merge(incoming, sender.wallet).as_answer()
                 case "snapshot_page_request":
-                    return self.snapshots.page(inner)
+                    return await self.snapshots.page(inner)
                 case "digest_request":
                     return await self.digests.ranges(inner)
                 case "records_request":

@@ -141,7 +141,7 @@ class TestServing:
         names: list[str] = []
         after, done = 0, False
         while not done:
-            page = server.page({"after": after})
+            page = await server.page({"after": after})
             names += [str(item["key"]) for item in json.loads(page["data"]).get(APP, [])]
             assert int(str(page["next"])) > after or page["done"]
             after, done = int(str(page["next"])), page["done"] is True
@@ -151,11 +151,11 @@ class TestServing:
     @pytest.mark.parametrize("after", [None, -1, True, "0", 1.0, 2**63, []])
     async def test_a_position_that_is_none_is_refused(self, bench: Bench, after: object) -> None:
         with pytest.raises(Rejected) as refusal:
-            SnapshotServer(bench.replica, max_answer_bytes=1 << 20).page({"after": after})
+            await SnapshotServer(bench.replica, max_answer_bytes=1 << 20).page({"after": after})
         assert refusal.value.reason is Reason.BAD_FIELD
 
     async def test_a_position_beyond_the_end_is_the_end(self, bench: Bench) -> None:
-        page = SnapshotServer(bench.replica, max_answer_bytes=1 << 20).page({"after": 10**9})
+        page = await SnapshotServer(bench.replica, max_answer_bytes=1 << 20).page({"after": 10**9})
         assert (page["data"], page["done"]) == (b"{}", True)
 
     async def test_a_store_too_large_for_one_answer_is_joined_by_pages(self, bench: Bench) -> None:
@@ -165,7 +165,7 @@ class TestServing:
         with pytest.raises(Rejected) as refusal:
             await whole(server)
         assert refusal.value.reason is Reason.TOO_LARGE
-        assert server.page({"after": 0})["done"] is True
+        assert (await server.page({"after": 0}))["done"] is True
 
     async def test_an_empty_store_is_an_empty_object(self, bench: Bench) -> None:
         assert await whole(SnapshotServer(bench.replica, max_answer_bytes=100)) == {}
