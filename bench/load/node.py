@@ -20,12 +20,18 @@ from bench.load.stalls import StallWatcher
 FILE_VARIABLE = "BENCH_STALLS_FILE"
 
 
-def main() -> None:
+def prepare() -> Settings:
+    """What `appliance serve` does before its event loop starts."""
     settings = Settings.from_environ(os.environ)
     configure_logging(settings.log_level, settings.log_format)
     install_exception_hooks()
     harden_process(LinuxCalls(), lock_memory=settings.in_enclave)
     raise_descriptor_limit()
+    return settings
+
+
+def main() -> None:
+    settings = prepare()
     watcher = StallWatcher()
     anyio.run(serve, settings, backend_options={"loop_factory": watcher.new_loop})
     found = json.dumps([asdict(stall) for stall in watcher.stop()])
