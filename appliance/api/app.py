@@ -105,24 +105,20 @@ class Endpoints:
             response = error_response(INTERNAL_ERROR, "internal error")
         await response(scope, receive, send)
 
-    def _respond(self, request: Request) -> Awaitable[Response]:
+    async def _respond(self, request: Request) -> Response:
         self._limiter.check(request)
         # By the path as it was sent: one that is spelled with %2F or the like is another one.
         raw_path = request.scope["raw_path"]
         handlers = self._exact.get(raw_path)
         if handlers is None:
             if not raw_path.startswith(VALUE_PREFIX):
-                return _answered(error_response(UNKNOWN_ROUTE, "no such endpoint; GET / lists them"))
+                return error_response(UNKNOWN_ROUTE, "no such endpoint; GET / lists them")
             handlers = self._value_by_path
         handler = handlers.get(request.scope["method"])
         if handler is None:
             allowed = ", ".join(sorted(handlers))
-            return _answered(error_response(METHOD_NOT_ALLOWED, f"use {allowed}", [(b"allow", allowed.encode())]))
-        return handler(request)
-
-
-async def _answered(response: Response) -> Response:
-    return response
+            return error_response(METHOD_NOT_ALLOWED, f"use {allowed}", [(b"allow", allowed.encode())])
+        return await handler(request)
 
 
 def open_to_all(handler: Handler) -> Handlers:

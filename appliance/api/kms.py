@@ -101,7 +101,7 @@ class KmsApi:
                 self._use_up(request, pop)
                 inner, label = await self._gate.open_request(parse_envelope(body), caller.tee_pubkey, pop.nonce)
             return await self._answer(operation(caller, inner), pop, caller.tee_pubkey, label, APP_SIGNATURE_HEADER)
-        except (Rejected, Unavailable) as error:
+        except (Rejected, Unavailable) as error:  # of a caller that is known: signed
             return await self._refuse(error, pop, APP_SIGNATURE_HEADER)
 
     async def _serve(self, request: Request, operation: Operation) -> Response:
@@ -111,7 +111,7 @@ class KmsApi:
             self._wallet_limiter.take(pop.wallet)
             self._use_up(request, pop)
             return await self._answer(operation(caller, {}), pop, caller.tee_pubkey, None, APP_SIGNATURE_HEADER)
-        except (Rejected, Unavailable) as error:
+        except (Rejected, Unavailable) as error:  # of a caller that is known: signed
             return await self._refuse(error, pop, APP_SIGNATURE_HEADER)
 
     async def _admit(self, request: Request) -> tuple[VerifiedPop, AuthorizedInstance]:
