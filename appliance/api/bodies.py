@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 import anyio
-import anyio.to_thread
 from starlette.requests import Request
 
+from appliance.http import joined
 from kmscore.errors import Reason, Rejected
 
 # A body of the largest size at 1 Mbit/s takes longer; whoever is that slow holds a connection, not memory or a worker.
@@ -13,8 +13,6 @@ BODY_DEADLINE_S = 60.0
 # Where our server puts a body that came together with its request's head: nothing has to be waited for then, and a
 # deadline costs more to set up than a small body to read.
 WHOLE_BODY = "nova.whole_body"
-# Longer bodies are put together in a thread, which does not keep the GIL for it.
-JOIN_INLINE_BYTES = 2 << 20
 # Where a handler that waits for more of a body says how many bytes it takes: our server wakes it once there are more.
 BODY_ROOM = "nova.body_room"
 JSON_TYPE = b"application/json"
@@ -56,9 +54,7 @@ async def read_body(request: Request, limit_bytes: int, take: Callable[[int], No
         chunks.append(chunk)
 
     await _receive(request, limit_bytes, keep)
-    if sum(map(len, chunks)) <= JOIN_INLINE_BYTES:
-        return b"".join(chunks)
-    return await anyio.to_thread.run_sync(b"".join, chunks)
+    return await joined(chunks)
 
 
 async def discard_body(request: Request, limit_bytes: int) -> None:

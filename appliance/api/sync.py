@@ -28,6 +28,7 @@ from appliance.cluster.peers import Peer, PeerCache
 from appliance.cluster.push import Pusher
 from appliance.cluster.replica import Replica
 from appliance.cluster.snapshot import SnapshotServer
+from appliance.http import INLINE_BYTES
 from appliance.log import short
 from kmscore.envelope import Envelope, parse_envelope
 from kmscore.errors import Reason, Rejected, Unavailable
@@ -37,9 +38,6 @@ from kmscore.pop import PopKind, parse_wallet
 from kmscore.proof import PopVerifier, VerifiedPop, parse_pop_headers
 
 logger = logging.getLogger(__name__)
-
-# Hex and MAC of this much take 1.5 ms; what is larger, as older nodes send it, goes to a worker thread.
-INLINE_BODY_BYTES = 2 << 20
 
 Inner = dict[str, object]
 Handler = Callable[[Peer, Inner], Awaitable[Reading | LargeReading | SteppedChange]]
@@ -116,7 +114,7 @@ class SyncApi:
         self._pop.consume(pop)
         self._give_back(request)
         mac = request.headers.get("x-sync-signature")
-        if len(body) <= INLINE_BODY_BYTES:
+        if len(body) <= INLINE_BYTES:
             envelope, verdict = self._parse(body, mac)
             inner, label = await self._gate.open_request(envelope, peer.tee_pubkey, pop.nonce)
         else:

@@ -21,8 +21,6 @@ from kmscore.nonce import EnvelopeNonces
 SHORT_BYTES = 2048
 # Members that only answers have: a request that carries one is an answer of ours handed back (protocol §3).
 ANSWER_ONLY_MEMBERS = frozenset({"app_id", "answer_to"})
-
-
 # Parts of a long message freed between two chances for others.
 PARTS_PER_STEP = 16
 

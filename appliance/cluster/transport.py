@@ -17,7 +17,7 @@ from appliance.auth.envelopes import EnvelopeGate, encode_inner
 from appliance.clock import Clock
 from appliance.cluster.keys import ClusterKeys
 from appliance.cluster.peers import Peer
-from appliance.http import HTTP_FAILURES, AnswerTooLarge, parse_nonce, parse_retry_after_s, read_bounded
+from appliance.http import HTTP_FAILURES, INLINE_BYTES, AnswerTooLarge, parse_nonce, parse_retry_after_s, read_bounded
 from appliance.log import short
 from appliance.tee.port import TeeProvider
 from kmscore.envelope import LABELS, Envelope, parse_envelope
@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 MAX_ERROR_BYTES = 64 * 1024
 MAX_NONCE_ANSWER_BYTES = 4 * 1024
-# Envelopes of more than this are parsed in a thread.
-INLINE_BYTES = 2 << 20
 # A nonce handed out with an answer is used within this time, well inside the shortest sensible POP_MAX_AGE_SECONDS.
 NEXT_NONCE_MAX_AGE_MS = 20_000
 # Refusals that may mean "I do not know this envelope label" (protocol §3, last paragraph).

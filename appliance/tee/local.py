@@ -28,8 +28,8 @@ from kmscore.secret import SecretBytes
 
 # AES-GCM and hex of this much took 72 µs on one core; what is larger goes to a worker thread, so that it does not stall
 # the event loop. Envelopes are opened up to a multiple of it: that of a delta of 500 small records takes 0.2 ms, and to
-# hand it to a thread and back 0.4 ms of CPU more. The first envelope of a
-# peer costs one key agreement (250 µs) on top, wherever it runs: once a peer, and only after the peer is authorised.
+# hand it to a thread and back 0.4 ms of CPU more. The first envelope of a peer costs one key agreement (250 µs) on top,
+# wherever it runs: once a peer, and only after the peer is authorised.
 INLINE_BYTES = 64 * 1024
 OPEN_FACTOR = 8
 
