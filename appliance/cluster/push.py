@@ -173,7 +173,11 @@ class Pusher:
         self._transport.forget_departed(members)
         self._progress = {wallet: progress for wallet, progress in self._progress.items() if wallet in members}
         self._notice_isolation()
-        if self._isolated and others:
+        if not others:
+            # Who is the only member misses nothing, however long that lasts: there is nobody to be cut off from.
+            self._last_contact_ms = self._clock.monotonic_ms()
+            return
+        if self._isolated:
             if not self._reconciling:
                 self._reconciling = True
                 group.start_soon(self._reconcile_alone, others)

@@ -13,6 +13,9 @@ pytestmark = [pytest.mark.chain, pytest.mark.cluster, pytest.mark.xdist_group("r
 
 RETENTION_MS = 1000
 SHORT_RETENTION = {"TOMBSTONE_RETENTION_MS": str(RETENTION_MS)}
+# Half of it is more than a node takes to notice that another one is back.
+LONGER_RETENTION_MS = 8000
+LONGER_RETENTION = {"TOMBSTONE_RETENTION_MS": str(LONGER_RETENTION_MS)}
 # What is to be reclaimed is looked for once a second.
 SWEEP_S = 2.5
 ANTI_ENTROPY_S = 2
@@ -49,8 +52,8 @@ class TestTombstones:
         assert agree(at_nova, at_other, at_away) == {}
 
     def test_a_node_that_was_alone_for_long_does_not_bring_back_what_was_forgotten(self, cluster: Cluster) -> None:
-        nova = cluster.add_nova("nova", env=SHORT_RETENTION)
-        away = cluster.add_nova("away", env=SHORT_RETENTION, proxied=True)
+        nova = cluster.add_nova("nova", env=LONGER_RETENTION)
+        away = cluster.add_nova("away", env=LONGER_RETENTION, proxied=True)
         app = cluster.register_app()
         at_nova, at_away = cluster.app_at(app, nova), cluster.app_at(app, away)
         know_each_other(nova, away)
@@ -67,7 +70,7 @@ class TestTombstones:
         eventually(lambda: nova.status()["cluster"]["total_instances"] == 1)
         assert at_nova.delete("forgotten")
         assert at_nova.delete("of the lonely one")
-        time.sleep(RETENTION_MS / 1000 + SWEEP_S)
+        time.sleep(LONGER_RETENTION_MS / 1000 + SWEEP_S)
         cluster.chain.set_instance_status(away.instance_id, ACTIVE)
         eventually(lambda: nova.status()["cluster"]["total_instances"] == 2)
         away.thaw()

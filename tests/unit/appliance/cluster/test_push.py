@@ -484,6 +484,22 @@ class TestIsolation:
         await bench.push(returned)
         assert "deleted there" not in bench.contents()
 
+    async def test_who_is_the_only_member_is_not_isolated(self, bench: Bench, peer: FakePeer) -> None:
+        """Else it would take back from a peer that returns what it alone knows to be deleted."""
+        await bench.push(peer)
+        for _ in range(4):
+            bench.clock.elapsed_ms += ISOLATION_MS
+            await bench.push()
+        assert not bench.pusher.isolated
+        await bench.push(peer)
+        assert "snapshot_page_request" not in peer.kinds()
+
+    async def test_who_was_cut_off_stays_so_when_the_others_leave(self, bench: Bench, returned: FakePeer) -> None:
+        await bench.push()
+        assert bench.pusher.isolated
+        await bench.push(returned)
+        assert "snapshot_page_request" in returned.kinds()
+
     async def test_a_short_absence_is_no_isolation(self, bench: Bench, peer: FakePeer) -> None:
         bench.put("key", b"x")
         await bench.push(peer)
