@@ -4,10 +4,12 @@ For development and tests only: anvil holds its accounts' keys, which are public
 """
 
 import platform
+import random
 import shutil
 import signal
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +22,8 @@ from kmscore.errors import ConfigError, Unavailable
 HOST = "127.0.0.1"
 DEVNET_CHAIN_ID = 31337
 
+LOWEST_PORT = 10_240
+PORT_TRIES = 100
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 5.0
 POLL_S = 0.02
@@ -40,11 +44,17 @@ def find_anvil() -> str:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of the loopback address that nobody listens on at this moment.
+
+    It lies below those that the system gives to outgoing connections: none of them can take it before a listener does.
+    Raises OSError when there is none.
+    """
+    first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    for port in random.sample(range(LOWEST_PORT, first_outgoing), PORT_TRIES):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
+    raise OSError("no free TCP port was found")
 
 
 class Anvil:
