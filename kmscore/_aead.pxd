@@ -1,4 +1,4 @@
-from kmscore._secret cimport SecretBytes
+from kmscore._ffi.crypto cimport EVP_CIPHER_CTX
 
 
 cdef enum:
@@ -20,3 +20,9 @@ cdef bint expand(
 # and behind it the tag; opened returns None when the tag behind `size` bytes is wrong. Both raise InvariantBroken.
 cdef int put_sealed(const unsigned char* key, const unsigned char* nonce, bytes plaintext, unsigned char* out) except -1
 cdef bytes opened(const unsigned char* key, const unsigned char* nonce, const unsigned char* sealed, Py_ssize_t size)
+
+# The same in parts: start (NULL when libcrypto fails), any number of parts, the tag; the first that answers False makes
+# all of it worthless. The context holds the key: it is the caller's to free, with EVP_CIPHER_CTX_free.
+cdef EVP_CIPHER_CTX* start_encrypting(const unsigned char* key, const unsigned char* nonce) noexcept nogil
+cdef bint encrypt_part(EVP_CIPHER_CTX* context, const unsigned char* data, int size, unsigned char* out) noexcept nogil
+cdef bint put_tag(EVP_CIPHER_CTX* context, unsigned char* tag) noexcept nogil

@@ -107,22 +107,34 @@ def hkdf_sha256(SecretBytes secret not None, bytes salt not None, bytes info not
 
 # ---- AES-256-GCM ---------------------------------------------------------------------------------------------------
 
+cdef EVP_CIPHER_CTX* start_encrypting(const unsigned char* key, const unsigned char* nonce) noexcept nogil:
+    cdef EVP_CIPHER_CTX* context = EVP_CIPHER_CTX_new()
+    if context != NULL and EVP_EncryptInit_ex(context, AES_256_GCM, NULL, key, nonce) != 1:
+        EVP_CIPHER_CTX_free(context)
+        context = NULL
+    return context
+
+
+cdef bint encrypt_part(EVP_CIPHER_CTX* context, const unsigned char* data, int size, unsigned char* out) noexcept nogil:
+    cdef int written = 0
+    return EVP_EncryptUpdate(context, out, &written, data, size) == 1 and written == size
+
+
+cdef bint put_tag(EVP_CIPHER_CTX* context, unsigned char* tag) noexcept nogil:
+    cdef int rest = 0
+    return (
+        EVP_EncryptFinal_ex(context, tag, &rest) == 1
+        and rest == 0
+        and EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_GET_TAG, TAG_BYTES, tag) == 1
+    )
+
+
 cdef Verdict encrypt(
     const unsigned char* key, const unsigned char* nonce, const unsigned char* data, int size, unsigned char* out
 ) noexcept nogil:
     # Writes the ciphertext and behind it the tag.
-    cdef EVP_CIPHER_CTX* context = EVP_CIPHER_CTX_new()
-    cdef int written = 0
-    cdef int rest = 0
-    cdef bint done = (
-        context != NULL
-        and EVP_EncryptInit_ex(context, AES_256_GCM, NULL, key, nonce) == 1
-        and EVP_EncryptUpdate(context, out, &written, data, size) == 1
-        and written == size
-        and EVP_EncryptFinal_ex(context, out + size, &rest) == 1
-        and rest == 0
-        and EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_GET_TAG, TAG_BYTES, out + size) == 1
-    )
+    cdef EVP_CIPHER_CTX* context = start_encrypting(key, nonce)
+    cdef bint done = context != NULL and encrypt_part(context, data, size, out) and put_tag(context, out + size)
     EVP_CIPHER_CTX_free(context)
     return GOOD if done else LIBRARY_BROKEN
 

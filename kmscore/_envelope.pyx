@@ -7,10 +7,24 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.string cimport memcmp, memcpy
 
-from kmscore._aead cimport KEY_BYTES, MAX_DATA_BYTES, NONCE_BYTES, TAG_BYTES, expand, extract, opened, put_sealed
+from kmscore._aead cimport (
+    KEY_BYTES,
+    MAX_DATA_BYTES,
+    NONCE_BYTES,
+    TAG_BYTES,
+    encrypt_part,
+    expand,
+    extract,
+    opened,
+    put_sealed,
+    put_tag,
+    start_encrypting,
+)
+from kmscore._ffi.crypto cimport EVP_CIPHER_CTX, EVP_CIPHER_CTX_free
+from kmscore._mac cimport write_hex
 from kmscore._secret cimport SecretBytes, wipe_memory
 
-from kmscore._mac import read_canonical_envelope, write_canonical_envelope
+from kmscore._mac import canonical_frame, read_canonical_envelope, write_canonical_envelope
 from kmscore.errors import InvariantBroken, Reason, Rejected
 from kmscore.json import canonical_json, parse_json_object
 
@@ -24,6 +38,7 @@ cdef enum:
     SEC1_BYTES = 97
     SALT_BYTES = 206  # two points and a nonce
     MAX_SENDER_BYTES = 256
+    CHUNK_BYTES = 4096  # ciphertext on its way into hex: it stays in the first-level cache
 
 
 @cython.final
@@ -177,6 +192,99 @@ def seal(
         wipe_memory(pseudorandom, KEY_BYTES)
         wipe_memory(key, KEY_BYTES)
     return Envelope(sender, nonce, sealed, write_canonical_envelope(sender, nonce, sealed))
+
+
+@cython.final
+cdef class EnvelopeWriter:
+    """The body of a long envelope, made piece by piece of a plaintext that comes in parts (protocol §3).
+
+    Takes what `seal` takes, with the size of the plaintext, at most 2 GiB, in place of it. The pieces of `write`, one
+    for each part, and that of `finish` are together the `canonical` of `seal`, of `body_bytes` bytes. One thread at a
+    time.
+    """
+
+    cdef readonly Py_ssize_t body_bytes
+    cdef Py_ssize_t _missing
+    cdef bytes _before
+    cdef bytes _behind
+    cdef EVP_CIPHER_CTX* _context
+
+    def __cinit__(
+        self,
+        SecretBytes shared not None,
+        own not None,
+        peer not None,
+        str label not None,
+        bytes nonce not None,
+        Py_ssize_t size,
+    ):
+        cdef unsigned char[KEY_BYTES] pseudorandom
+        cdef unsigned char[KEY_BYTES] key
+        if not 0 <= size <= MAX_DATA_BYTES:
+            raise InvariantBroken("an envelope holds less than 2 GiB")
+        try:
+            start_key(shared, own.sec1, peer.sec1, nonce, pseudorandom)
+            finish_key(pseudorandom, label, key)
+            self._context = start_encrypting(key, nonce)
+        finally:
+            wipe_memory(pseudorandom, KEY_BYTES)
+            wipe_memory(key, KEY_BYTES)
+        if self._context == NULL:
+            raise unencryptable()
+        self._before, self._behind = canonical_frame(own.der, nonce)
+        self._missing = size
+        self.body_bytes = len(self._before) + 2 * (size + TAG_BYTES) + len(self._behind)
+
+    def __dealloc__(self):
+        EVP_CIPHER_CTX_free(self._context)  # wipes what it held
+
+    def write(self, bytes part not None):
+        """The next piece of the body. Raises InvariantBroken when the plaintext is longer than was said."""
+        cdef Py_ssize_t size = len(part)
+        cdef Py_ssize_t done = 0
+        cdef Py_ssize_t count
+        cdef unsigned char[CHUNK_BYTES] chunk
+        cdef const unsigned char* data = part
+        cdef bytes piece
+        cdef unsigned char* out
+        cdef bint sealed = True
+        if size > self._missing:
+            raise InvariantBroken("a plaintext is longer than was said, or goes on after its end")
+        piece = PyBytes_FromStringAndSize(NULL, len(self._before) + 2 * size)
+        out = <unsigned char*>PyBytes_AS_STRING(piece)
+        memcpy(out, <const char*>self._before, <size_t>len(self._before))
+        out += len(self._before)
+        with nogil:
+            while sealed and done < size:
+                count = min(size - done, <Py_ssize_t>CHUNK_BYTES)
+                sealed = encrypt_part(self._context, data + done, <int>count, chunk)
+                write_hex(chunk, count, out + 2 * done)
+                done += count
+        if not sealed:
+            self._missing = -1
+            raise unencryptable()
+        self._before = b""
+        self._missing -= size
+        return piece
+
+    def finish(self):
+        """The last piece: the tag and the other members. Raises InvariantBroken unless all of the plaintext has come."""
+        cdef unsigned char[TAG_BYTES] tag
+        cdef unsigned char[2 * TAG_BYTES] text
+        if self._missing != 0:
+            raise InvariantBroken("a plaintext is shorter than was said, or finished twice")
+        self._missing = -1
+        if not put_tag(self._context, tag):
+            raise unencryptable()
+        write_hex(tag, TAG_BYTES, text)
+        return self._before + text[:2 * TAG_BYTES] + self._behind
+
+    def __repr__(self):
+        return f"EnvelopeWriter({self.body_bytes} bytes)"
+
+
+cdef object unencryptable():
+    return InvariantBroken("libcrypto does not encrypt with AES-256-GCM")
 
 
 def open_envelope(

@@ -380,27 +380,35 @@ def read_canonical_envelope(bytes body not None):
     return sender, nonce, ciphertext
 
 
+def canonical_frame(bytes sender not None, bytes nonce not None):
+    """What stands in a canonical envelope before the hex of its ciphertext, and what behind it."""
+    cdef Py_ssize_t size = (
+        len(NONCE_LABEL) + len(SENDER_LABEL) + len(CLOSING) + 2 * (len(sender) + len(nonce))
+    )
+    cdef bytes behind = PyBytes_FromStringAndSize(NULL, size)
+    cdef unsigned char* out = put_text(<unsigned char*>PyBytes_AS_STRING(behind), NONCE_LABEL)
+    write_hex(nonce, len(nonce), out)
+    out = put_text(out + 2 * len(nonce), SENDER_LABEL)
+    write_hex(sender, len(sender), out)
+    put_text(out + 2 * len(sender), CLOSING)
+    return OPENING, behind
+
+
 def write_canonical_envelope(bytes sender not None, bytes nonce not None, bytes ciphertext not None):
     """The canonical envelope of these members in lowercase hex, in one buffer. Lengths are the caller's to check."""
-    cdef Py_ssize_t size = (
-        len(OPENING) + len(NONCE_LABEL) + len(SENDER_LABEL) + len(CLOSING)
-        + 2 * (len(sender) + len(nonce) + len(ciphertext))
-    )
-    cdef bytes body = PyBytes_FromStringAndSize(NULL, size)
-    cdef unsigned char* out = <unsigned char*>PyBytes_AS_STRING(body)
+    cdef bytes before, behind, body
+    cdef unsigned char* out
     cdef const unsigned char* data = ciphertext
     cdef Py_ssize_t data_size = len(ciphertext)
-    out = put_text(out, OPENING)
+    before, behind = canonical_frame(sender, nonce)
+    body = PyBytes_FromStringAndSize(NULL, len(before) + 2 * data_size + len(behind))
+    out = put_text(<unsigned char*>PyBytes_AS_STRING(body), before)
     if data_size < RELEASE_GIL_BYTES:
         write_hex(data, data_size, out)
     else:
         with nogil:
             write_hex(data, data_size, out)
-    out = put_text(out + 2 * data_size, NONCE_LABEL)
-    write_hex(nonce, len(nonce), out)
-    out = put_text(out + 2 * len(nonce), SENDER_LABEL)
-    write_hex(sender, len(sender), out)
-    put_text(out + 2 * len(sender), CLOSING)
+    put_text(out + 2 * data_size, behind)
     return body
 
 

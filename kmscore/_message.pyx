@@ -399,14 +399,26 @@ def count_fitting(entries not None, size_t limit_bytes) -> int:
     return count
 
 
-def write_records(list records not None):
-    """The elements of a list of records in compact JSON, with commas between them: what `encode_record` says."""
+def take_records(list records not None, size_t limit_bytes):
+    """As many Records as fit into `limit_bytes` of JSON, at least one if any, from the end of the list and off it.
+
+    Returned in compact JSON with commas between them, each as `encode_record` says.
+    """
+    cdef size_t size = 0
+    cdef size_t more
+    cdef Py_ssize_t kept = len(records)
+    cdef list taken
     cdef bytes text
-    cdef size_t size = records_bytes(records)
-    if size == 0:
-        return b""
+    while kept > 0:
+        more = record_json_bytes(records[kept - 1]) + (1 if size > 0 else 0)
+        if size > 0 and size + more > limit_bytes:
+            break
+        size += more
+        kept -= 1
+    taken = records[kept:]
+    del records[kept:]
     text = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
-    put_records(PyBytes_AS_STRING(text), records)
+    put_records(PyBytes_AS_STRING(text), taken)
     return text
 
 
@@ -443,8 +455,8 @@ def write_data(entries not None):
     return text
 
 
-cdef size_t records_bytes(list records) except? 0:
-    """What `put_records` writes."""
+cpdef size_t records_bytes(list records) except? 0:
+    """How many bytes of compact JSON the Records take, with commas between them."""
     cdef size_t size = 0
     cdef Record record
     for item in records:

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from kmscore._envelope import (
     Envelope,
+    EnvelopeWriter,
     SharedSecretCache,
     encode_envelope,
     envelope_key,
@@ -34,6 +35,7 @@ __all__ = [
     "TAG_BYTES",
     "AgreementKey",
     "Envelope",
+    "EnvelopeWriter",
     "SharedSecretCache",
     "TeePublicKey",
     "encode_envelope",

@@ -6,10 +6,10 @@ Refuses what `kmscore.json` refuses.
 from collections.abc import Iterator
 
 from kmscore import _message
-from kmscore._message import count_fitting, write_data, write_records
+from kmscore._message import count_fitting, records_bytes, take_records, write_data
 from kmscore.json import MAX_DEPTH, MAX_ITEMS
 
-__all__ = ["count_fitting", "read_message", "write_data", "write_records"]
+__all__ = ["count_fitting", "read_message", "records_bytes", "take_records", "write_data"]
 
 # Records of so much text are read in about a third of a millisecond, and in four times that when each has to be looked
 # at closely.

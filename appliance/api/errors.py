@@ -45,7 +45,12 @@ class PreparedResponse(Response):
         self.status_code = status
         self.background = None
         self.body = body
-        self.raw_headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json"), *headers]
+        self.raw_headers = answer_headers(len(body), headers)
+
+
+def answer_headers(body_bytes: int, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The raw headers of a JSON answer."""
+    return [(b"content-length", b"%d" % body_bytes), (b"content-type", b"application/json"), *headers]
 
 
 def json_response(status: int, body: dict[str, object], headers: Iterable[tuple[bytes, bytes]] = ()) -> Response:

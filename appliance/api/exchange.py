@@ -5,8 +5,9 @@ nothing.
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,14 +15,16 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from appliance.api.errors import PreparedResponse, response_for
-from appliance.auth.envelopes import EnvelopeGate, encode_inner, encode_inner_in_parts
+from appliance.api.errors import PreparedResponse, answer_headers, response_for
+from appliance.auth.envelopes import EnvelopeGate, encode_inner, encode_long_inner
 from appliance.cluster.replica import Replica
-from appliance.tee.port import TeeProvider
+from appliance.tee.port import LongEnvelope, LongText, TeeProvider
 from kmscore.envelope import TeePublicKey
 from kmscore.errors import Rejected, Unavailable
 from kmscore.pop import answer_text, response_text
 from kmscore.proof import PopVerifier, VerifiedPop
+
+logger = logging.getLogger(__name__)
 
 # In lower case and as bytes: as ASGI takes them.
 NEXT_NONCE_HEADER = b"x-kms-next-nonce"
@@ -31,21 +34,22 @@ PEER_SIGNATURE_HEADER = b"x-kms-peer-signature"
 PIECE_BYTES = 1 << 20
 # A refusal is often that the TEE provider does not answer: its caller has waited long enough.
 REFUSAL_SIGNING_DEADLINE_S = 2.0
+# How long a caller may take for a long answer: what it is made of is held for it alone.
+LONG_ANSWER_DEADLINE_S = 300.0
 
 
 class Reading(NamedTuple):
-    """An operation that changes nothing, and its inner answer; `data` is as for `encode_inner`, or in parts."""
+    """An operation that changes nothing, and its inner answer, as for `encode_inner`."""
 
     inner: dict[str, object]
-    data: bytes | list[bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class LargeReading:
-    """The same with so much data that there must not be several at once: it is held until the answer is sealed."""
+class LongReading:
+    """The same with `data` so long that it is made while it is sent, and held until then."""
 
     inner: dict[str, object]
-    data: AbstractAsyncContextManager[list[bytes]]
+    data: AbstractAsyncContextManager[LongText]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,31 @@ class SealedAnswer(PreparedResponse):
         await send({"type": "http.response.body", "body": self.body[sent:]})
 
 
+class LongAnswer(Response):
+    """A 200 whose body is sealed while it is sent; `held` is let go at the end of that, however it ends."""
+
+    def __init__(
+        self, envelope: LongEnvelope, headers: Iterable[tuple[bytes, bytes]], held: AbstractAsyncContextManager[object]
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        self.raw_headers = answer_headers(envelope.body_bytes, headers)
+        self._pieces = envelope.pieces
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - an ASGI callable
+        """Left unfinished, which closes the connection, when the caller does not take it in time."""
+        async with self._held:
+            with anyio.move_on_after(LONG_ANSWER_DEADLINE_S) as deadline:
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                async for piece in self._pieces:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+        if deadline.cancelled_caught:
+            logger.warning("a long answer was not taken in time")
+
+
 class Answerer:
     """Signs and seals what goes back to authenticated callers."""
 
@@ -99,7 +128,7 @@ class Answerer:
 
     async def answer(
         self,
-        operation: Reading | LargeReading | Change | SteppedChange,
+        operation: Reading | LongReading | Change | SteppedChange,
         pop: VerifiedPop,
         key: TeePublicKey,
         label: str | None,
@@ -111,14 +140,15 @@ class Answerer:
 
         `extra` joins the inner answer. Raises `Rejected` from the operation, `Unavailable` from the TEE provider.
         """
-        if isinstance(operation, LargeReading):
-            async with operation.data as data:
-                reading = Reading(operation.inner, data)
-                return await self.answer(reading, pop, key, label, signature_header, extra=extra)
         common = {**(extra or {}), "answer_to": pop.nonce}
         signature = await self._tee.sign_message(response_text(pop.signature, self._wallet))
+        if isinstance(operation, LongReading):
+            async with AsyncExitStack() as held:
+                inner = encode_long_inner(operation.inner | common, await held.enter_async_context(operation.data))
+                long = await self._gate.seal_long(inner, key, label)
+                return LongAnswer(long, self._headers(signature_header, signature), held.pop_all())
         if isinstance(operation, Reading):
-            envelope = await self._gate.seal(_reading_text(operation.inner | common, operation.data), key, label)
+            envelope = await self._gate.seal(encode_inner(operation.inner | common), key, label)
         else:
             async with self._replica.writing():
                 planned = operation.plan() if isinstance(operation, Change) else await operation.plan()
@@ -131,11 +161,10 @@ class Answerer:
             if done != planned:
                 # The records of a delta can exhaust the store together though each would fit: say what came of it.
                 envelope = await self._gate.seal(encode_inner(done | common), key, label)
-        return SealedAnswer(
-            200,
-            envelope.canonical,
-            [(signature_header, signature.encode()), (NEXT_NONCE_HEADER, self._pop.issue_nonce().encode())],
-        )
+        return SealedAnswer(200, envelope.canonical, self._headers(signature_header, signature))
+
+    def _headers(self, signature_header: bytes, signature: str) -> list[tuple[bytes, bytes]]:
+        return [(signature_header, signature.encode()), (NEXT_NONCE_HEADER, self._pop.issue_nonce().encode())]
 
     async def refuse(self, error: Rejected | Unavailable, pop: VerifiedPop, signature_header: bytes) -> Response:
         """The error's answer, signed so that the caller can tell it from a stranger's.
@@ -158,11 +187,3 @@ class Answerer:
             (NEXT_NONCE_HEADER, self._pop.issue_nonce().encode()),
         ]
         return response
-
-
-def _reading_text(inner: dict[str, object], data: bytes | list[bytes] | None) -> bytes | list[bytes]:
-    if not isinstance(data, list):
-        return encode_inner(inner, data)
-    parts = encode_inner_in_parts(inner, data)
-    data.clear()
-    return parts

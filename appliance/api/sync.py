@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from appliance.api.bodies import check_body_headers, discard_body, read_body
-from appliance.api.exchange import PEER_SIGNATURE_HEADER, Answerer, LargeReading, Reading, SteppedChange
+from appliance.api.exchange import PEER_SIGNATURE_HEADER, Answerer, LongReading, Reading, SteppedChange
 from appliance.auth.envelopes import EnvelopeGate
 from appliance.cluster.digests import DigestServer
 from appliance.cluster.handover import SecretServer
@@ -40,7 +40,7 @@ from kmscore.proof import PopVerifier, VerifiedPop, parse_pop_headers
 logger = logging.getLogger(__name__)
 
 Inner = dict[str, object]
-Handler = Callable[[Peer, Inner], Awaitable[Reading | LargeReading | SteppedChange]]
+Handler = Callable[[Peer, Inner], Awaitable[Reading | LongReading | SteppedChange]]
 
 
 class SyncApi:
@@ -186,9 +186,9 @@ class SyncApi:
 
         return SteppedChange(plan, apply)
 
-    async def _snapshot(self, _peer: Peer, _inner: Inner) -> LargeReading:
+    async def _snapshot(self, _peer: Peer, _inner: Inner) -> LongReading:
         self._require_complete()
-        return LargeReading({"status": "ok"}, self._snapshots.whole())
+        return LongReading({"status": "ok"}, self._snapshots.whole())
 
     async def _snapshot_page(self, _peer: Peer, inner: Inner) -> Reading:
         self._require_complete()

@@ -6,11 +6,11 @@ provider does the cryptography.
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import chain
 
 import anyio
-import anyio.to_thread
 
-from appliance.tee.port import TeeProvider
+from appliance.tee.port import LongEnvelope, LongText, TeeProvider
 from kmscore.envelope import Envelope, TeePublicKey, parse_tee_pubkey_der
 from kmscore.errors import InvariantBroken, Reason, Rejected
 from kmscore.json import compact_json, parse_json_object
@@ -21,8 +21,6 @@ from kmscore.nonce import EnvelopeNonces
 SHORT_BYTES = 2048
 # Members that only answers have: a request that carries one is an answer of ours handed back (protocol §3).
 ANSWER_ONLY_MEMBERS = frozenset({"app_id", "answer_to"})
-# Parts of a long message freed between two chances for others.
-PARTS_PER_STEP = 16
 
 
 class LabelMemory:
@@ -81,15 +79,18 @@ class EnvelopeGate:
             raise Rejected(Reason.NONCE, "the answer was made for another request")
         return inner
 
-    async def seal(self, inner: bytes | list[bytes], registered: TeePublicKey, label: str | None) -> Envelope:
+    async def seal(self, inner: bytes, registered: TeePublicKey, label: str | None) -> Envelope:
         """Seal `inner` (JSON text) to `registered`; `label` None means the one this key used last.
 
-        Parts of a text are put together in a thread, and gone from their list then. Raises `Unavailable` when the TEE
-        provider does not answer.
+        Raises `Unavailable` when the TEE provider does not answer.
         """
-        if isinstance(inner, list):
-            inner = await _join(inner)
         envelope = await self._tee.seal(inner, registered, label or self.labels.get(registered))
+        self._nonces.remember(registered.der, envelope.nonce)
+        return envelope
+
+    async def seal_long(self, inner: LongText, registered: TeePublicKey, label: str | None) -> LongEnvelope:
+        """The same for a text that is made while its envelope is sent."""
+        envelope = await self._tee.seal_long(inner, registered, label or self.labels.get(registered))
         self._nonces.remember(registered.der, envelope.nonce)
         return envelope
 
@@ -103,14 +104,6 @@ class EnvelopeGate:
         if len(plaintext) <= SHORT_BYTES:
             return parse_json_object(plaintext, max_items=self._max_items), label
         return await parse_inner(plaintext, max_items=self._max_items), label
-
-
-async def _join(parts: list[bytes]) -> bytes:
-    text = await anyio.to_thread.run_sync(b"".join, parts)  # without the GIL from a megabyte on
-    while parts:
-        del parts[-PARTS_PER_STEP:]
-        await anyio.lowlevel.checkpoint()
-    return text
 
 
 def parse_sender(der: bytes) -> TeePublicKey:
@@ -130,22 +123,21 @@ async def parse_inner(text: bytes, *, max_items: int) -> dict[str, object]:
     raise InvariantBroken("a message was read to its end and is not there")
 
 
-def encode_inner(inner: Mapping[str, object], data: bytes | None = None) -> bytes:
-    """The one encoder of inner objects: compact UTF-8 JSON. `data` is what their member of that name is, encoded
-    already, as it may also be in `inner`.
-    """
-    written = inner.get("data")
-    if isinstance(written, bytes):
-        data = written
-        inner = {name: value for name, value in inner.items() if name != "data"}
-    text = compact_json(inner)
-    return text if data is None else b'{"data":%b%b' % (data, _after_data(text))
+def encode_inner(inner: Mapping[str, object]) -> bytes:
+    """The one encoder of inner objects: compact UTF-8 JSON. A `data` of bytes is encoded already."""
+    data = inner.get("data")
+    if not isinstance(data, bytes):
+        return compact_json(inner)
+    before, after = _around_data(inner)
+    return b"".join((before, data, after))
 
 
-def encode_inner_in_parts(inner: Mapping[str, object], data: list[bytes]) -> list[bytes]:
-    """The same with `data` in parts, for what is too long to be put together in one step."""
-    return [b'{"data":', *data, _after_data(compact_json(inner))]
+def encode_long_inner(inner: Mapping[str, object], data: LongText) -> LongText:
+    """The same with a member `data` that is made while it is sent."""
+    before, after = _around_data(inner)
+    return LongText(len(before) + data.size_bytes + len(after), chain((before,), data.parts, (after,)))
 
 
-def _after_data(text: bytes) -> bytes:
-    return b"}" if text == b"{}" else b"," + text[1:]
+def _around_data(inner: Mapping[str, object]) -> tuple[bytes, bytes]:
+    others = compact_json({name: value for name, value in inner.items() if name != "data"})
+    return b'{"data":', b"}" if others == b"{}" else b"," + others[1:]

@@ -6,7 +6,7 @@ walk misses nothing.
 """
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -22,12 +22,13 @@ from appliance.cluster.messages import (
     SNAPSHOT_REQUEST,
 )
 from appliance.cluster.peers import Peer
-from appliance.cluster.replica import MergeReport, Replica, by_app, fitting, name_digest
+from appliance.cluster.replica import Entry, MergeReport, Replica, by_app, fitting, name_digest
 from appliance.cluster.transport import PeerAnswer, PeerTransport, PeerUntrusted
 from appliance.log import short
+from appliance.tee.port import LongText
 from kmscore.errors import Reason, Rejected, Unavailable
-from kmscore.message import write_data, write_records
-from kmscore.store import SkipReason
+from kmscore.message import records_bytes, take_records, write_data
+from kmscore.store import Record, SkipReason
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ WHOLE_DEADLINE_S = 300.0
 PULL_DEADLINE_S = 900.0
 # An inner object goes into its envelope in hex.
 BODY_FACTOR = 2
+# About so much of a whole snapshot is written, sealed and sent in one step.
+PART_BYTES = 1 << 19
 
 
 @dataclass(slots=True)
@@ -49,6 +52,44 @@ class PulledSnapshot:
     refused: int = 0
     boot_id: str | None = None
     named: set[bytes] = field(default_factory=set)
+
+
+class WholeData:
+    """Records by app, of which a text is only made while it is sent: the records stay the store's meanwhile."""
+
+    def __init__(self) -> None:
+        self._lists: dict[int, list[Record]] = {}
+        self.size_bytes = 2
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        for app_id, records in by_app(entries).items():
+            held = self._lists.get(app_id)
+            if held is None:
+                self.size_bytes += len(b'"%d":[],' % app_id) - (not self._lists)  # no comma before the first
+                self._lists[app_id] = records
+            else:
+                self.size_bytes += 1
+                held += records
+            self.size_bytes += records_bytes(records)
+
+    def parts(self) -> Iterator[bytes]:
+        """The text, of `size_bytes`, in parts of about `PART_BYTES`; what has been written is not held any more."""
+        part = [b"{"]
+        part_bytes = 0
+        while self._lists:
+            app_id, records = self._lists.popitem()
+            part.append(b'"%d":[' % app_id)
+            while records:
+                text = take_records(records, PART_BYTES)
+                part += (text, b"," if records else b"]")
+                part_bytes += len(text)
+                if part_bytes >= PART_BYTES // 2:
+                    yield b"".join(part)
+                    part = []
+                    part_bytes = 0
+            if self._lists:
+                part.append(b",")
+        yield b"".join((*part, b"}"))
 
 
 class SnapshotServer:
@@ -76,39 +117,33 @@ class SnapshotServer:
         return {"status": "ok", "data": data, "next": position, "done": batch.done and whole}
 
     @asynccontextmanager
-    async def whole(self) -> AsyncIterator[list[bytes]]:
-        """Every record incl. tombstones: the `data` of one answer, encoded, in parts, for an `async with` block.
+    async def whole(self) -> AsyncIterator[LongText]:
+        """Every record incl. tombstones: the `data` of one answer, for an `async with` block in which it is sent.
 
-        The block ends when the answer has been sealed. Entering raises `Unavailable` while another one is being made,
-        which takes several times the store's memory, and `Rejected(TOO_LARGE)` when the answer would exceed what a node
-        may send: such a store is joined by pages.
+        Entering raises `Unavailable` while another one is being given, which holds every record of the store for as
+        long as it takes, and `Rejected(TOO_LARGE)` when the answer would exceed what a node may send: such a store is
+        joined by pages.
         """
         if self._giving_whole:
-            raise Unavailable("another snapshot is being made")
+            raise Unavailable("another snapshot is being given")
         self._giving_whole = True
         try:
-            yield await self._collect()
+            data = await self._collect()
+            yield LongText(data.size_bytes, data.parts())
         finally:
             self._giving_whole = False
 
-    async def _collect(self) -> list[bytes]:
-        lists: dict[int, list[bytes]] = {}
-        seq = size = 0
+    async def _collect(self) -> WholeData:
+        data = WholeData()
+        seq = 0
         done = False
         while not done:
             batch = self._replica.store.since(seq, limit_records=PAGE_RECORDS, limit_bytes=PAGE_RECORD_BYTES)
-            for app_id, records in by_app(batch.records).items():
-                parts = lists.setdefault(app_id, [])
-                parts += (b"," if parts else b'"%d":[' % app_id, write_records(records))
-                size += len(parts[-2]) + len(parts[-1]) + 2  # the bracket that closes, and a comma
-            if BODY_FACTOR * size > self._max_answer_bytes:
+            data.add(batch.records)
+            if BODY_FACTOR * data.size_bytes > self._max_answer_bytes:
                 raise Rejected(Reason.TOO_LARGE, "the store is too large for one answer; ask for pages")
             seq, done = batch.next_seq, batch.done
             await anyio.lowlevel.checkpoint()
-        data = [b"{"]
-        for parts in lists.values():
-            data += (*parts, b"],")
-        data[-1] = b"]}" if lists else b"{}"
         return data
 
 

@@ -4,19 +4,27 @@ It decides neither where the entropy comes from nor whether anybody should belie
 stay with `kmscore`'s owners, which wipe them; nothing here reveals, prints or stores one.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol, TypeVar
 
 import anyio.to_thread
 
 from appliance.tee.attestation.statement import encode_statement, require_own
-from appliance.tee.port import Eip1559Transaction, TeeIdentity, check_nonce_size, check_random_size
+from appliance.tee.port import (
+    Eip1559Transaction,
+    LongEnvelope,
+    LongText,
+    TeeIdentity,
+    check_nonce_size,
+    check_random_size,
+)
 from appliance.tee.transaction import encode_signed_transaction, transaction_digest
 from kmscore.envelope import (
     LABELS,
     NONCE_BYTES,
     AgreementKey,
     Envelope,
+    EnvelopeWriter,
     SharedSecretCache,
     TeePublicKey,
     open_envelope,
@@ -101,17 +109,24 @@ class LocalTee:
         )
 
     async def seal(self, plaintext: bytes, peer: TeePublicKey, label: str | None) -> Envelope:
-        if not self._open:
-            raise _closed()
-        if label is not None and label not in LABELS:
-            raise InvariantBroken("an envelope label is not one of the protocol's")
-        # Of the plain source, whatever `random_bytes` does for keys: a nonce has to be distinct, not secret. Its length
-        # is for `seal` to check.
-        nonce = self._random(NONCE_BYTES)
-        own, used = self._identity.tee_pubkey, label or LABELS[0]
+        own, used, nonce = self._start_sealing(label)
         if len(plaintext) <= INLINE_BYTES:
             return seal(self._secrets.get(peer), own, peer, used, nonce, plaintext)
         return await anyio.to_thread.run_sync(lambda: seal(self._secrets.get(peer), own, peer, used, nonce, plaintext))
+
+    async def seal_long(self, text: LongText, peer: TeePublicKey, label: str | None) -> LongEnvelope:
+        own, used, nonce = self._start_sealing(label)
+        writer = EnvelopeWriter(self._secrets.get(peer), own, peer, used, nonce, text.size_bytes)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for part in text.parts:
+                if len(part) <= INLINE_BYTES:
+                    yield writer.write(part)
+                else:
+                    yield await anyio.to_thread.run_sync(writer.write, part)
+            yield writer.finish()
+
+        return LongEnvelope(nonce, writer.body_bytes, pieces())
 
     async def open(self, envelope: Envelope, peer: TeePublicKey) -> tuple[bytes, str | None]:
         if not self._open:
@@ -148,6 +163,16 @@ class LocalTee:
             self._open = False
             self._secrets.clear()
             self._wallet_key.wipe()
+
+    def _start_sealing(self, label: str | None) -> tuple[TeePublicKey, str, bytes]:
+        """Our key, the label to use and a fresh nonce."""
+        if not self._open:
+            raise _closed()
+        if label is not None and label not in LABELS:
+            raise InvariantBroken("an envelope label is not one of the protocol's")
+        # Of the plain source, whatever `random_bytes` does for keys: a nonce has to be distinct, not secret. Its length
+        # is for what seals to check.
+        return self._identity.tee_pubkey, label or LABELS[0], self._random(NONCE_BYTES)
 
     def _draw(self, size: int) -> bytes:
         data = self._random(size)

@@ -12,6 +12,7 @@ import json
 from base64 import b64encode
 from binascii import Error as HexError
 from binascii import unhexlify
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -19,10 +20,17 @@ import anyio
 import anyio.to_thread
 import httpx
 
-from appliance.http import AnswerTooLarge, read_bounded
+from appliance.http import AnswerTooLarge, joined, read_bounded
 from appliance.tee.attestation.document import MAX_DOCUMENT_BYTES
 from appliance.tee.attestation.statement import require_own
-from appliance.tee.port import Eip1559Transaction, TeeIdentity, check_nonce_size, check_random_size
+from appliance.tee.port import (
+    Eip1559Transaction,
+    LongEnvelope,
+    LongText,
+    TeeIdentity,
+    check_nonce_size,
+    check_random_size,
+)
 from appliance.tee.transaction import verify_signed_transaction
 from kmscore.envelope import NONCE_BYTES, TAG_BYTES, Envelope, TeePublicKey, encode_envelope, parse_tee_pubkey_der
 from kmscore.errors import InvariantBroken, Reason, Rejected, Unavailable
@@ -157,6 +165,21 @@ class OdynTee:
             await self.refresh_identity()
             raise _nonsense()
         return encode_envelope(own.der, nonce, ciphertext)
+
+    async def seal_long(self, text: LongText, peer: TeePublicKey, label: str | None) -> LongEnvelope:
+        """As the port says, but in one piece, and Rejected(TOO_LARGE) beyond the runtime's 10 MiB."""
+        if text.size_bytes > MAX_REQUEST_BYTES:
+            raise _too_large()
+        parts = []
+        for part in text.parts:
+            parts.append(part)
+            await anyio.lowlevel.checkpoint()  # it was made just now
+        envelope = await self.seal(await joined(parts), peer, label)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield envelope.canonical
+
+        return LongEnvelope(envelope.nonce, len(envelope.canonical), pieces())
 
     async def open(self, envelope: Envelope, peer: TeePublicKey) -> tuple[bytes, str | None]:
         """As the port says; the label is not known. Rejected(TOO_LARGE) beyond the runtime's 10 MiB.

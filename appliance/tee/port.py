@@ -5,6 +5,7 @@ shared secret or an envelope key, and it decides nothing: who may be answered, a
 registered one, is settled before `open` and `seal` are called.
 """
 
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,6 +38,26 @@ class Eip1559Transaction:
     to: str
     value: int
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LongText:
+    """UTF-8 of `size_bytes` that is not there all at once: each of `parts` is made when it is asked for."""
+
+    size_bytes: int
+    parts: Iterator[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class LongEnvelope:
+    """An envelope under `nonce` whose body, of `body_bytes`, is made in pieces while it is sent.
+
+    A piece may raise what making its part of the text raises, and what the provider's methods do.
+    """
+
+    nonce: bytes
+    body_bytes: int
+    pieces: AsyncIterator[bytes]
 
 
 def check_random_size(size: int) -> None:
@@ -84,6 +105,10 @@ class TeeProvider(Protocol):
 
         `label` None lets the provider choose; a provider with empty `labels` ignores it.
         """
+        ...
+
+    async def seal_long(self, text: LongText, peer: TeePublicKey, label: str | None) -> LongEnvelope:
+        """The same for a text too long to be there, or to be sealed, in one piece; its pieces can be asked for once."""
         ...
 
     async def open(self, envelope: Envelope, peer: TeePublicKey) -> tuple[bytes, str | None]:

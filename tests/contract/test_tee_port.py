@@ -19,7 +19,7 @@ from appliance.tee.attestation.verify import VerificationPolicy, VerifiedDocumen
 from appliance.tee.nsm.module import SecureModule
 from appliance.tee.nsm.provider import NsmTee
 from appliance.tee.odyn import OdynTee
-from appliance.tee.port import MAX_ATTESTATION_NONCE_BYTES, Eip1559Transaction, TeeProvider
+from appliance.tee.port import MAX_ATTESTATION_NONCE_BYTES, Eip1559Transaction, LongText, TeeProvider
 from appliance.tee.software.provider import SOFTWARE_MEASUREMENTS, SoftwareTee
 from kmscore.envelope import LABELS, Envelope, encode_envelope, parse_envelope
 from kmscore.errors import InvariantBroken, Reason, Rejected, Unavailable
@@ -202,6 +202,21 @@ async def test_a_megabyte_travels_both_ways(
     assert (await peer.open(await tee.seal(plaintext, theirs, None), ours))[0] == plaintext
 
 
+@pytest.mark.parametrize(
+    "parts", [[b"{}"], [b'{"value":"', *[b"ab" * 50_000] * 5, b'"}'], ["ä".encode()[:1], "ä".encode()[1:]]]
+)
+async def test_a_long_text_travels_part_by_part(tee: TeeProvider, peer: SoftwareTee, parts: list[bytes]) -> None:
+    ours, theirs = (await tee.identity()).tee_pubkey, (await peer.identity()).tee_pubkey
+
+    sealed = await tee.seal_long(LongText(sum(map(len, parts)), iter(parts)), theirs, None)
+    body = b"".join([piece async for piece in sealed.pieces])
+
+    assert len(body) == sealed.body_bytes
+    envelope = parse_envelope(body)
+    assert (envelope.sender, envelope.nonce, envelope.canonical) == (ours.der, sealed.nonce, body)
+    assert (await peer.open(envelope, ours))[0] == b"".join(parts)
+
+
 async def test_every_envelope_has_a_nonce_of_its_own(tee: TeeProvider, peer: SoftwareTee) -> None:
     theirs = (await peer.identity()).tee_pubkey
 
@@ -310,6 +325,7 @@ async def test_nothing_works_after_closing_which_may_happen_twice(tee: TeeProvid
         lambda: tee.sign_message(b"x"),
         lambda: tee.sign_transaction(TRANSACTIONS["long data"]),
         lambda: tee.seal(b"{}", theirs, None),
+        lambda: tee.seal_long(LongText(2, iter([b"{}"])), theirs, None),
         lambda: tee.open(envelope, theirs),
         lambda: tee.random_bytes(1),
         lambda: tee.attest(None),

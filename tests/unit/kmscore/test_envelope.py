@@ -17,6 +17,7 @@ from kmscore.envelope import (
     SPKI_PREFIX,
     AgreementKey,
     Envelope,
+    EnvelopeWriter,
     SharedSecretCache,
     TeePublicKey,
     encode_envelope,
@@ -36,6 +37,7 @@ A_DER, A_SEC1, B_DER, B_SEC1 = (bytes.fromhex(VECTORS[name]) for name in ("a_der
 A = AgreementKey.from_scalar(int(VECTORS["a_scalar"], 16))
 B = AgreementKey.from_scalar(int(VECTORS["b_scalar"], 16))
 SHARED = A.agree(B.public)
+NONCE = bytes(range(12))
 
 both = pytest.mark.parametrize("impl", [ours, twin], ids=["ours", "twin"])
 relaxed = settings(deadline=None)
@@ -95,6 +97,40 @@ def test_an_envelope_opens_under_its_own_label_only(labels):
     with pytest.raises(Rejected) as caught:
         open_envelope(SHARED, B.public, A.public, labels, sealed)
     assert caught.value.reason is Reason.UNDECRYPTABLE
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=20) | st.integers(0, 10_000).map(bytes), max_size=4), st.sampled_from(LABELS))
+def test_a_long_envelope_is_written_piece_by_piece_as_in_one(parts, label):
+    whole = seal(SHARED, A.public, B.public, label, NONCE, b"".join(parts))
+    writer = EnvelopeWriter(SHARED, A.public, B.public, label, NONCE, sum(map(len, parts)))
+    pieces = [*map(writer.write, parts), writer.finish()]
+    assert b"".join(pieces) == whole.canonical
+    assert writer.body_bytes == len(whole.canonical)
+    for late in (writer.finish, lambda: writer.write(b"")):
+        with pytest.raises(InvariantBroken):
+            late()
+
+
+def test_a_long_envelope_of_another_length_than_was_said_is_a_bug():
+    writer = EnvelopeWriter(SHARED, A.public, B.public, LABELS[0], NONCE, 5)
+    writer.write(b"1234")
+    with pytest.raises(InvariantBroken):
+        writer.finish()
+    with pytest.raises(InvariantBroken):
+        writer.write(b"56")
+    writer.write(b"5")
+    assert writer.finish().endswith(b'"}')
+    for size in (-1, 1 << 31):
+        with pytest.raises(InvariantBroken):
+            EnvelopeWriter(SHARED, A.public, B.public, LABELS[0], NONCE, size)
+
+
+def test_an_envelope_writer_is_not_pickled_and_shows_no_key():
+    writer = EnvelopeWriter(SHARED, A.public, B.public, LABELS[0], NONCE, 0)
+    assert repr(writer) == f"EnvelopeWriter({writer.body_bytes} bytes)"
+    with pytest.raises(TypeError):
+        pickle.dumps(writer)
 
 
 def test_an_envelope_to_someone_else_does_not_open():

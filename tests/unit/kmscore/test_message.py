@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kmscore._message import read_message, write_records
+from kmscore._message import read_message, records_bytes, take_records
 from kmscore.errors import Reason, Rejected
 from kmscore.json import MAX_DEPTH, MAX_ITEMS, parse_json_object
 from kmscore.store import Record, RecordRefused, StoreLimits, encode_record, parse_record
@@ -284,4 +284,21 @@ RECORD_OBJECTS = st.builds(
 @given(st.lists(RECORD_OBJECTS, max_size=4))
 def test_records_are_written_as_the_encoder_of_their_json_would(records):
     expected = json.dumps(list(map(encode_record, records)), separators=(",", ":"), ensure_ascii=False)
-    assert b"[%b]" % write_records(records) == expected.encode()
+    assert records_bytes(records) == len(expected.encode()) - 2
+    assert b"[%b]" % take_records(records, 1 << 20) == expected.encode()
+    assert records == []
+
+
+@relaxed
+@given(st.lists(RECORD_OBJECTS, max_size=6), st.integers(0, 400))
+def test_records_are_taken_from_the_end_as_many_as_fit_and_at_least_one(records, limit_bytes):
+    left, taken = list(records), []
+    while left:
+        before = len(left)
+        text = take_records(left, limit_bytes)
+        count = before - len(left)
+        assert count == 1 or len(text) <= limit_bytes
+        assert not left or records_bytes([left[-1], *records[len(left) : before]]) > limit_bytes
+        taken = json.loads(b"[%b]" % text) + taken
+    assert taken == list(map(encode_record, records))
+    assert take_records([], limit_bytes) == b""

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -16,14 +18,15 @@ from appliance.api.exchange import (
     NEXT_NONCE_HEADER,
     Answerer,
     Change,
-    LargeReading,
+    LongReading,
     Reading,
     SteppedChange,
 )
 from appliance.auth.envelopes import EnvelopeGate, LabelMemory
+from appliance.tee.port import LongEnvelope, LongText
 from appliance.tee.software.provider import SoftwareTee
 from kmscore.envelope import LABELS, Envelope, TeePublicKey, parse_tee_pubkey
-from kmscore.errors import Reason, Rejected, Unavailable
+from kmscore.errors import InvariantBroken, Reason, Rejected, Unavailable
 from kmscore.nonce import EnvelopeNonces, NonceIssuer, UsedNonces
 from kmscore.proof import PopVerifier, VerifiedPop
 from kmscore.secret import SecretBytes
@@ -41,7 +44,6 @@ class FailingTee:
     def __init__(self, tee: SoftwareTee) -> None:
         self._tee = tee
         self.fails: set[str | None] = set()
-        self.before_seal: Callable[[], None] = lambda: None
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._tee, name)
@@ -52,12 +54,44 @@ class FailingTee:
 
     async def seal(self, plaintext: bytes, peer: TeePublicKey, label: str | None) -> Envelope:
         self._check("seal")
-        self.before_seal()
         return await self._tee.seal(plaintext, peer, label)
+
+    async def seal_long(self, text: LongText, peer: TeePublicKey, label: str | None) -> LongEnvelope:
+        self._check("seal")
+        return await self._tee.seal_long(text, peer, label)
 
     def _check(self, name: str) -> None:
         if name in self.fails:
             raise Unavailable("the TEE provider does not answer")
+
+
+class AsgiExchange:
+    """The server's side of one answer; it `takes` so many messages and then no more."""
+
+    def __init__(self, takes: float = math.inf) -> None:
+        self.headers: dict[bytes, bytes] = {}
+        self.pieces: list[bytes] = []
+        self.complete = False
+        self._left = takes
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.pieces)
+
+    async def receive(self) -> dict[str, object]:
+        raise AssertionError
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        assert not self.complete
+        self._left -= 1
+        if self._left < 0:
+            await anyio.sleep_forever()
+        if message["type"] == "http.response.start":
+            assert not self.pieces
+            self.headers = dict(message["headers"])
+        else:
+            self.pieces.append(message["body"])
+            self.complete = not message.get("more_body", False)
 
 
 class OneWriter:
@@ -108,7 +142,7 @@ class Bench:
         return Change(self.step("plan", planned), self.step("apply", planned if done is None else done))
 
     async def answer(
-        self, operation: Reading | LargeReading | Change | SteppedChange, extra: dict[str, object] | None = None
+        self, operation: Reading | LongReading | Change | SteppedChange, extra: dict[str, object] | None = None
     ) -> Response:
         key = parse_tee_pubkey(self.caller.der)
         return await self.answerer.answer(operation, POP, key, None, APP_SIGNATURE_HEADER, extra=extra)
@@ -142,48 +176,81 @@ async def test_an_answer_larger_than_a_piece_goes_out_whole_in_pieces(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("appliance.api.exchange.PIECE_BYTES", 100)
-    response = await bench.answer(Reading({"status": "ok"}, b'{"7":[1]}'))
-    sent: list[dict[str, object]] = []
-
-    async def receive() -> dict[str, object]:
-        raise AssertionError
-
-    async def send(message: MutableMapping[str, object]) -> None:
-        sent.append(dict(message))
-
-    await response({"type": "http"}, receive, send)
-    start, *bodies = sent
-    assert start["headers"] == response.raw_headers
-    assert [len(piece["body"]) <= 100 for piece in bodies] == [True] * len(bodies)
-    assert [piece.get("more_body", False) for piece in bodies] == [True] * (len(bodies) - 1) + [False]
-    assert b"".join(piece["body"] for piece in bodies) == response.body
+    response = await bench.answer(Reading({"status": "ok", "data": b'{"7":[1]}'}))
+    exchange = AsgiExchange()
+    await response({"type": "http"}, exchange.receive, exchange.send)
+    assert list(exchange.headers.items()) == response.raw_headers
+    assert max(map(len, exchange.pieces)) <= 100
+    assert exchange.complete
+    assert exchange.body == response.body
     assert bench.inner(response) == {"data": {"7": [1]}, "status": "ok", "answer_to": POP.nonce}
 
 
-@pytest.mark.parametrize("fails", [None, "sign_message", "seal"])
-async def test_large_data_is_held_until_its_answer_is_sealed(bench: Bench, fails: str | None) -> None:
-    held = False
+class LongData:
+    """Data of a long answer and whether it is held; `fails_at` is the part whose making fails."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.held = False
+        self._fails_at = fails_at
 
     @asynccontextmanager
-    async def data() -> AsyncIterator[list[bytes]]:
-        nonlocal held
-        held = True
+    async def given(self) -> AsyncIterator[LongText]:
+        self.held = True
         try:
-            yield [b'{"7":', b"[1]", b"}"]
+            yield LongText(9, self._parts())
         finally:
-            held = False
+            self.held = False
 
-    bench.tee.fails = {fails} - {None}
-    bench.tee.before_seal = lambda: bench.steps.append(f"sealed, held: {held}")
-    operation = LargeReading({"status": "ok"}, data())
-    if fails is None:
-        inner = bench.inner(await bench.answer(operation))
-        assert inner == {"data": {"7": [1]}, "status": "ok", "answer_to": POP.nonce}
-        assert bench.steps == ["sealed, held: True"]
-    else:
-        with pytest.raises(Unavailable):
-            await bench.answer(operation)
-    assert not held
+    def _parts(self) -> Iterator[bytes]:
+        for number, part in enumerate((b'{"7":', b"[1", b"]}")):
+            assert self.held
+            if number == self._fails_at:
+                raise InvariantBroken("a part cannot be made")
+            yield part
+
+
+async def test_long_data_is_sealed_while_it_is_sent_and_held_until_then(bench: Bench) -> None:
+    data, exchange = LongData(), AsgiExchange()
+    response = await bench.answer(LongReading({"status": "ok"}, data.given()))
+    assert data.held
+    await response({"type": "http"}, exchange.receive, exchange.send)
+    assert not data.held
+    assert exchange.headers[b"content-length"] == b"%d" % len(exchange.body)
+    assert len(exchange.pieces) > 4
+    assert exchange.complete
+    inner = json.loads(wire.open_envelope(bench.caller, json.loads(exchange.body))[0])
+    assert inner == {"data": {"7": [1]}, "status": "ok", "answer_to": POP.nonce}
+    bench.assert_signed(response)
+
+
+@pytest.mark.parametrize("fails", ["sign_message", "seal"])
+async def test_long_data_is_let_go_when_it_cannot_be_answered(bench: Bench, fails: str) -> None:
+    bench.tee.fails = {fails}
+    data = LongData()
+    with pytest.raises(Unavailable):
+        await bench.answer(LongReading({"status": "ok"}, data.given()))
+    assert not data.held
+
+
+async def test_a_long_answer_that_cannot_be_made_to_its_end_is_left_unfinished(bench: Bench) -> None:
+    data, exchange = LongData(fails_at=2), AsgiExchange()
+    response = await bench.answer(LongReading({"status": "ok"}, data.given()))
+    with pytest.raises(InvariantBroken):
+        await response({"type": "http"}, exchange.receive, exchange.send)
+    assert not data.held
+    assert not exchange.complete
+
+
+async def test_a_long_answer_that_is_not_taken_in_time_is_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("appliance.api.exchange.LONG_ANSWER_DEADLINE_S", 0.01)
+    data, exchange = LongData(), AsgiExchange(takes=2)
+    response = await bench.answer(LongReading({"status": "ok"}, data.given()))
+    await response({"type": "http"}, exchange.receive, exchange.send)
+    assert not data.held
+    assert not exchange.complete
+    assert "not taken in time" in caplog.text
 
 
 async def test_a_change_is_planned_then_applied_under_the_write_lock(bench: Bench) -> None:

@@ -6,8 +6,15 @@ import os
 import anyio
 import pytest
 
-from appliance.auth.envelopes import EnvelopeGate, LabelMemory, encode_inner, parse_inner, parse_sender
-from appliance.tee.port import TeeProvider
+from appliance.auth.envelopes import (
+    EnvelopeGate,
+    LabelMemory,
+    encode_inner,
+    encode_long_inner,
+    parse_inner,
+    parse_sender,
+)
+from appliance.tee.port import LongText, TeeProvider
 from appliance.tee.software.provider import SoftwareTee
 from kmscore.envelope import LABELS, Envelope, TeePublicKey, parse_envelope, parse_tee_pubkey
 from kmscore.errors import Reason, Rejected
@@ -169,10 +176,18 @@ async def test_inner_objects_are_compact_utf8_and_finite() -> None:
 
 
 async def test_data_may_be_encoded_already() -> None:
-    assert (
-        encode_inner({"a": 1}, b'{"1":[]}') == encode_inner({"a": 1, "data": b'{"1":[]}'}) == b'{"data":{"1":[]},"a":1}'
-    )
+    assert encode_inner({"a": 1, "data": b'{"1":[]}'}) == b'{"data":{"1":[]},"a":1}'
     assert encode_inner({"data": b"{}"}) == b'{"data":{}}'
+    assert encode_inner({"data": {"1": []}}) == b'{"data":{"1":[]}}'
+
+
+@pytest.mark.parametrize("inner", [{}, {"status": "ok", "answer_to": "ä"}])
+async def test_data_may_be_made_while_it_is_sent(inner: dict[str, object]) -> None:
+    text = encode_long_inner(inner, LongText(8, iter([b'{"1"', b":[]}"])))
+    parts = list(text.parts)
+    assert len(parts) == 4
+    assert b"".join(parts) == encode_inner({**inner, "data": b'{"1":[]}'})
+    assert text.size_bytes == len(b"".join(parts))
 
 
 async def test_a_long_inner_object_is_read_in_steps() -> None:

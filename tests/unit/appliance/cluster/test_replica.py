@@ -7,7 +7,7 @@ import pytest
 
 from appliance.cluster.replica import ENTRIES_OF_A_RECORD, RECORDS_PER_SLICE, IncomingRecords
 from kmscore.errors import Rejected
-from kmscore.message import read_message, write_records
+from kmscore.message import read_message, take_records
 from kmscore.store import Record
 from tests.support.cluster_bench import APP_ID, Bench
 
@@ -97,7 +97,7 @@ async def test_more_apps_than_a_message_may_have_are_refused(bench: Bench) -> No
 
 async def test_records_with_the_longest_clock_pass_through_a_message(bench: Bench) -> None:
     record = Record("key", None, {str(number).rjust(128): 1 for number in range(1024)}, 1)
-    *_, inner = read_message(b'{"data":{"7":[%b]}}' % write_records([record]))
+    *_, inner = read_message(b'{"data":{"7":[%b]}}' % take_records([record], 1 << 20))
     assert inner is not None
     incoming = await bench.replica.check_incoming(inner["data"])
     assert list(incoming.each()) == [(7, record)]

@@ -35,7 +35,9 @@ async def pull(bench: Bench, peer: FakePeer, extensions: frozenset[str] = PAGES)
 
 async def whole(server: SnapshotServer) -> dict[str, list[dict[str, object]]]:
     async with server.whole() as data:
-        return json.loads(b"".join(data))  # type: ignore[no-any-return]
+        text = b"".join(data.parts)
+    assert len(text) == data.size_bytes
+    return json.loads(text)  # type: ignore[no-any-return]
 
 
 class TestPulling:
@@ -176,13 +178,29 @@ class TestServing:
         for app_id in (1, 2**256 - 1):
             for number in range(10):
                 bench.replica.store.merge(app_id, Record(f"ключ {number}", None, clock, 1), bench.clock.now_ms())
-        async with SnapshotServer(bench.replica, max_answer_bytes=1 << 30).whole() as parts:
-            body_bytes, slack = 2 * sum(map(len, parts)), 4 * len(parts)
-        assert len(await whole(SnapshotServer(bench.replica, max_answer_bytes=body_bytes + slack))) == 2
+        async with SnapshotServer(bench.replica, max_answer_bytes=1 << 30).whole() as data:
+            body_bytes = 2 * data.size_bytes
+        assert len(await whole(SnapshotServer(bench.replica, max_answer_bytes=body_bytes))) == 2
         with pytest.raises(Rejected):
-            await whole(SnapshotServer(bench.replica, max_answer_bytes=body_bytes - 4))
+            await whole(SnapshotServer(bench.replica, max_answer_bytes=body_bytes - 1))
 
-    async def test_one_whole_store_at_a_time_until_its_answer_is_sealed(self, bench: Bench) -> None:
+    async def test_a_whole_store_is_written_in_parts_that_let_its_records_go(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("appliance.cluster.snapshot.PART_BYTES", 2000)
+        clock = {"writer": 1}
+        for app_id in range(1, 30):
+            for number in range(app_id):
+                bench.replica.store.merge(app_id, Record(f"key {number}", bytes(100), clock, 1), bench.clock.now_ms())
+        async with SnapshotServer(bench.replica, max_answer_bytes=1 << 30).whole() as data:
+            parts = list(data.parts)
+            assert list(data.parts) == []
+        assert max(map(len, parts)) < 3 * 2000
+        assert len(parts) > data.size_bytes // 3000
+        held = json.loads(b"".join(parts))
+        assert {app: len(records) for app, records in held.items()} == {str(app): app for app in range(1, 30)}
+
+    async def test_one_whole_store_at_a_time_until_its_answer_is_sent(self, bench: Bench) -> None:
         bench.hold_secret()
         bench.put("key", b"x")
         server = SnapshotServer(bench.replica, max_answer_bytes=1 << 20)

@@ -10,7 +10,7 @@ import pytest
 
 from appliance.http import new_http_client
 from appliance.tee.odyn import MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, OdynTee
-from appliance.tee.port import Eip1559Transaction
+from appliance.tee.port import Eip1559Transaction, LongText
 from appliance.tee.software.provider import SoftwareTee
 from kmscore.envelope import AgreementKey, Envelope, TeePublicKey, encode_envelope
 from kmscore.errors import InvariantBroken, KmsError, Reason, Rejected, Unavailable
@@ -331,6 +331,7 @@ async def test_what_is_too_large_for_the_runtime_is_not_sent(tee: OdynTee, emula
     for call in (
         lambda: tee.seal(b"x" * (MAX_REQUEST_BYTES + 1), PEER, None),
         lambda: tee.seal(b'"' * (MAX_REQUEST_BYTES // 2), PEER, None),
+        lambda: tee.seal_long(LongText(MAX_REQUEST_BYTES + 1, iter([])), PEER, None),
         lambda: tee.seal("é".encode() * (MAX_REQUEST_BYTES // 2), PEER, None),
         lambda: tee.open(large, PEER),
     ):

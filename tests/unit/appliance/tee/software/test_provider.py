@@ -18,6 +18,7 @@ from appliance.tee.attestation.document import parse_document
 from appliance.tee.attestation.measurements import Measurements
 from appliance.tee.attestation.statement import CONFIG_PCR, extend_config
 from appliance.tee.local import INLINE_BYTES, OPEN_FACTOR, LocalTee
+from appliance.tee.port import LongText
 from appliance.tee.software.provider import SOFTWARE_MEASUREMENTS, SoftwareTee
 from kmscore.envelope import LABELS, AgreementKey
 from kmscore.errors import ConfigError, InvariantBroken, Rejected
@@ -142,6 +143,8 @@ async def test_a_label_that_is_not_the_protocols_is_a_bug() -> None:
 
     with pytest.raises(InvariantBroken):
         await tee.seal(b"{}", (await tee.identity()).tee_pubkey, "a-label-of-its-own")
+    with pytest.raises(InvariantBroken):
+        await tee.seal_long(LongText(2, iter([b"{}"])), (await tee.identity()).tee_pubkey, "a-label-of-its-own")
 
 
 async def test_a_random_source_that_returns_too_little_is_a_bug() -> None:
