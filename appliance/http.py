@@ -1,5 +1,6 @@
 """The HTTP client's one setting for everything that leaves this process, and reading answers within a limit."""
 
+from collections.abc import AsyncIterator
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import anyio.to_thread
@@ -39,6 +40,22 @@ def new_http_client(tunnels: Tunnels | None = None) -> httpx.AsyncClient:
         cookies=no_cookies(),
         headers={"Accept": "application/json", "Accept-Encoding": "identity"},
     )
+
+
+class SentOnce:
+    """A request's body that is gone once it is sent, and the headers it needs.
+
+    What httpx is given as bytes it keeps in cycles of objects until the garbage collector comes by: dozens of messages,
+    and their plaintexts where they go to a TEE runtime.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self.headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        self._body = [body]
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while self._body:
+            yield self._body.pop()
 
 
 def no_cookies() -> CookieJar:

@@ -69,6 +69,8 @@ from kmscore.store import Store, StoreLimits
 
 logger = logging.getLogger(__name__)
 
+# For the garbage collector's generations, as `gc.set_threshold` takes them; Python's own are 700, 10 and 10.
+COLLECTOR_THRESHOLDS = (700, 3, 30)
 # <malloc.h>
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
@@ -338,12 +340,20 @@ async def serve(settings: Settings) -> None:
         cleanup.callback(listener.close)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # we say ourselves when we start and stop
         server = uvicorn.Server(uvicorn_config(node.app, settings.trusted_ingress))
-        # What was made until here stays as long as the process: the collector need not look at it again and again,
-        # which takes tens of milliseconds each time, all of them in the event loop.
-        gc.collect()
-        gc.freeze()
+        spare_the_collector()
         keep_freed_memory()
         await _run(settings, node, reader, server, listener, rng)
+
+
+def spare_the_collector() -> None:
+    """Have the garbage collector look at little at a time: it stops the event loop.
+
+    What was made until here stays as long as the process: to look at it again and again would take tens of milliseconds
+    each time. What httpx leaves behind of each exchange with a peer is collected before it has become much.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
 
 
 def keep_freed_memory() -> None:
@@ -445,6 +455,7 @@ async def _node_ticks(settings: Settings, node: Node, reader: ChainReader, rng: 
         if not checked:
             await reader.check_chain_id()
             checked = True
+            spare_the_collector()  # web3 has just been loaded
         await node.node_tick.run_once()
 
     await run_periodically("node_tick", tick, interval_s=settings.kms_node_tick_seconds, rng=rng)

@@ -17,7 +17,15 @@ from appliance.auth.envelopes import EnvelopeGate, encode_inner
 from appliance.clock import Clock
 from appliance.cluster.keys import ClusterKeys
 from appliance.cluster.peers import Peer
-from appliance.http import HTTP_FAILURES, INLINE_BYTES, AnswerTooLarge, parse_nonce, parse_retry_after_s, read_bounded
+from appliance.http import (
+    HTTP_FAILURES,
+    INLINE_BYTES,
+    AnswerTooLarge,
+    SentOnce,
+    parse_nonce,
+    parse_retry_after_s,
+    read_bounded,
+)
 from appliance.log import short
 from appliance.tee.port import TeeProvider
 from kmscore.envelope import LABELS, Envelope, parse_envelope
@@ -152,8 +160,9 @@ class PeerTransport:
         except Rejected as error:
             # Too large for our own TEE provider: as good as a peer's 413, which makes the sender halve it.
             raise PeerRefused(httpx.codes.REQUEST_ENTITY_TOO_LARGE, "payload_too_large", None) from error
+        content = SentOnce(envelope.canonical)
         headers = {
-            "Content-Type": "application/json",
+            **content.headers,
             "X-KMS-Signature": signature,
             "X-KMS-Nonce": nonce,
             "X-KMS-Timestamp": str(timestamp_s),
@@ -164,7 +173,7 @@ class PeerTransport:
             headers["X-Sync-Signature"] = sign_canonical(sync_key, envelope.canonical)
         try:
             async with self._http.stream(
-                "POST", f"{peer.instance_url}/sync", content=envelope.canonical, headers=headers
+                "POST", f"{peer.instance_url}/sync", content=content, headers=headers
             ) as response:
                 if response.status_code != httpx.codes.OK:
                     raise await _refusal(response)

@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 import httpx
 
-from appliance.http import AnswerTooLarge, joined, read_bounded
+from appliance.http import AnswerTooLarge, SentOnce, joined, read_bounded
 from appliance.tee.attestation.document import MAX_DOCUMENT_BYTES
 from appliance.tee.attestation.statement import require_own
 from appliance.tee.port import (
@@ -282,11 +282,10 @@ class OdynTee:
             raise Unavailable("the TEE runtime cannot be reached") from error
 
     async def _send(self, call: _Call, body: bytes | None) -> tuple[int, bytes]:
-        headers = {"Accept-Encoding": "identity"}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
+        content = None if body is None else SentOnce(body)
+        headers = {"Accept-Encoding": "identity", **(content.headers if content else {})}
         async with self._client.stream(
-            call.method, self._base_url + call.path, content=body, headers=headers, follow_redirects=False
+            call.method, self._base_url + call.path, content=content, headers=headers, follow_redirects=False
         ) as response:
             try:
                 return response.status_code, await read_bounded(response, call.answer_limit_bytes)

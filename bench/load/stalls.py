@@ -10,6 +10,7 @@ callback: node and floor are never compared while it watches.
 """
 
 import asyncio
+import ctypes
 import gc
 import selectors
 import sys
@@ -17,11 +18,11 @@ import sysconfig
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 LIMIT_S: Final = 0.005
 # Shorter stretches are noted as well, so that a load without a stall still says how long its longest one was.
@@ -34,6 +35,7 @@ _MAX_FRAMES: Final = 8
 _ROOTS: Final = (f"{Path(__file__).resolve().parents[2]}/", f"{sysconfig.get_path('stdlib')}/")
 # Without it the sampling thread waits up to 5 ms for the interpreter, as long as what it looks for.
 _SWITCH_INTERVAL_S: Final = 0.0005
+_current_core: Final = ctypes.CDLL(None).sched_getcpu
 
 
 class Cause(StrEnum):
@@ -47,7 +49,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """One stretch of more than `NOTED_S`; `at_s` is its end on the monotonic clock.
+    """One stretch of more than `NOTED_S`; `at_s` is its end on the monotonic clock, `core` where it ended.
 
     `step` names what ran; `stack` is what was seen most often meanwhile, `file:line function` innermost first, one part
     for each busy thread, empty when nobody came to look. C code that keeps the interpreter is seen when it returns,
@@ -61,6 +63,20 @@ class Stall:
     gc_s: float
     step: str
     stack: str
+    core: int
+
+    def without(self, lost_s: float) -> Self:
+        """What is left of it when the machine stood still for so long meanwhile: nobody of ours computed then, whatever
+        the kernel charged them.
+        """
+        wall_s = self.wall_s - lost_s
+        return replace(
+            self,
+            wall_s=wall_s,
+            loop_cpu_s=min(self.loop_cpu_s, wall_s),
+            other_cpu_s=min(self.other_cpu_s, wall_s),
+            gc_s=min(self.gc_s, wall_s),
+        )
 
     @property
     def cause(self) -> Cause:
@@ -158,6 +174,7 @@ class StallWatcher:
                 self._gc_s - stretch.gc_s,
                 describe_step(stretch.handle),
                 stack,
+                _current_core(),
             )
         )
 

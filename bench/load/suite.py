@@ -11,6 +11,7 @@ from bench.load.cluster import LoadCluster, LoadNode, log_directory
 from bench.load.findings import Findings
 from bench.load.identities import CallerKeys
 from bench.load.jobs import Work
+from bench.load.pauses import PauseWatcher
 from bench.load.processes import LineProcess
 from bench.load.scenarios.arrivals import ArrivalsBench
 from bench.load.scenarios.blocking import BlockingBench
@@ -129,7 +130,8 @@ async def _event_loop(plan: Plan, findings: Findings, progress: Progress) -> Non
         with progress.step("Starting a chain and a watched node"):
             cluster = await stack.enter_async_context(LoadCluster(log_directory()))
             client = await stack.enter_async_context(LineProcess(CLIENT))
-            bench = BlockingBench(cluster, cluster.directory, client, findings)
+            pauses = await stack.enter_async_context(PauseWatcher())
+            bench = BlockingBench(cluster, cluster.directory, client, pauses, findings)
             node = await bench.watched_node("watched", available=True)
             callers = await cluster.add_apps(plan.apps)
         with progress.step("Blocks of the event loop") as step:

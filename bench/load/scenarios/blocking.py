@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ from bench.load.http import Connection
 from bench.load.identities import CallerKeys
 from bench.load.jobs import Job, Work
 from bench.load.node import FILE_VARIABLE
+from bench.load.pauses import Pauses, PauseWatcher, lost_s
 from bench.load.peers import RECORDS_PER_DELTA, PeerUser
 from bench.load.processes import LineProcess, run_job
 from bench.load.stalls import LIMIT_S, NOTED_S, Cause, Stall, place_of
@@ -34,23 +35,35 @@ GROUP: Final = "event loop"
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One load, from when to when on the monotonic clock."""
+    """One load on a node, from when to when on the monotonic clock; no name is that of the node of all the others."""
 
     name: str
     begun_s: float
     ended_s: float
+    node: str = ""
 
     def of(self, stalls: Sequence[Stall]) -> list[Stall]:
         return [stall for stall in stalls if self.begun_s <= stall.at_s <= self.ended_s]
 
 
 class BlockingBench:
-    """Goes through the loads on one watched node; `report` stops it and says what was found."""
+    """Goes through the loads on one watched node; `report` stops it and says what was found.
 
-    def __init__(self, cluster: LoadCluster, directory: Path, client: LineProcess, findings: Findings) -> None:
+    `pauses` watches the machine meanwhile: when it stood still is taken off.
+    """
+
+    def __init__(
+        self,
+        cluster: LoadCluster,
+        directory: Path,
+        client: LineProcess,
+        pauses: PauseWatcher,
+        findings: Findings,
+    ) -> None:
         self._cluster = cluster
         self._directory = directory
         self._client = client
+        self._pauses = pauses
         self._findings = findings
         self._phases: list[Phase] = []
         self._records = 0
@@ -101,18 +114,34 @@ class BlockingBench:
         async with self._phase("join, the node that gives"):
             instance_id = await self._cluster.register_node(joiner)
             await self._cluster.wait_until_available(joiner)
-        phase = self._phases[-1]
+        given = self._phases[-1]
         await self._cluster.retire_node(joiner, instance_id)
-        self._report_phase(Phase("join, the new node", phase.begun_s, phase.ended_s), self._found("joiner"))
+        self._phases.append(replace(given, name="join, the new node", node=joiner.process.name))
 
     async def report(self, node: LoadNode) -> None:
+        """Stop the node that `load` and the others were called with, and say what was found. Raises `LoadError`."""
         await node.process.stop()
-        stalls = self._found(node.process.name)
+        pauses = await self._pauses.stop()
+        lengths_s = [pause.ended_s - pause.begun_s for found in pauses.values() for pause in found]
+        self._findings.figure(GROUP, "longest pause of the machine", 1000 * max(lengths_s, default=0.0), "ms")
+        self._findings.notes.append(
+            f"The machine stood still {sum(length > NOTED_S for length in lengths_s)} times for more than "
+            f"{1000 * NOTED_S:.0f} ms, at most {1000 * max(lengths_s, default=0.0):.0f} ms. That is taken off the "
+            "event loop's blocks."
+            if self._pauses.permitted
+            else "The event loop's blocks hold pauses of the machine, which only SCHED_FIFO could tell apart."
+        )
         for phase in self._phases:
-            self._report_phase(phase, stalls)
+            stalls = phase.of(self._found(phase.node or node.process.name))
+            longest_s = max((stall.blocked_s for stall in stalls if stall.cause is not Cause.MACHINE), default=NOTED_S)
+            of: dict[str, Parameter] = {"what": phase.name}
+            self._findings.figures.append(
+                Figure(GROUP, "longest block, pauses of the machine included", 1000 * longest_s, "ms", of)
+            )
+            self._report_phase(phase, without_pauses(stalls, pauses))
 
     def _report_phase(self, phase: Phase, found: Sequence[Stall]) -> None:
-        stalls = sorted(phase.of(found), key=lambda stall: stall.blocked_s, reverse=True)
+        stalls = sorted(found, key=lambda stall: stall.blocked_s, reverse=True)
         ours = [stall for stall in stalls if stall.cause in OURS]
         collections = [stall for stall in stalls if stall.cause is Cause.GARBAGE_COLLECTION]
         for cause in Cause:
@@ -142,6 +171,14 @@ class BlockingBench:
 
     def _found(self, name: str) -> list[Stall]:
         return [Stall(**held) for held in json.loads(self._file(name).read_text(encoding="utf-8"))]
+
+
+def without_pauses(stalls: Sequence[Stall], pauses: Pauses) -> list[Stall]:
+    """Those that are long enough still when the pauses of their cores are taken off."""
+    left = [
+        stall.without(lost_s(pauses.get(stall.core, ()), stall.at_s - stall.wall_s, stall.at_s)) for stall in stalls
+    ]
+    return [stall for stall in left if stall.wall_s > NOTED_S]
 
 
 def _places(load: str, stalls: Sequence[Stall]) -> list[str]:

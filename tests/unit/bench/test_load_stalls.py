@@ -2,16 +2,18 @@
 
 import asyncio
 import json
+import os
 import sys
 from types import SimpleNamespace
 
 import pytest
 
+from bench.load.pauses import LATE_S, Pause, PauseWatcher, lost_s
 from bench.load.stalls import Cause, Stall, describe_busy_thread, describe_stack, describe_step, place_of
 
 
 def stall(wall_ms, loop_ms, other_ms=0.0, gc_ms=0.0, stack="", step="step"):
-    return Stall(1.0, wall_ms / 1000, loop_ms / 1000, other_ms / 1000, gc_ms / 1000, step, stack)
+    return Stall(1.0, wall_ms / 1000, loop_ms / 1000, other_ms / 1000, gc_ms / 1000, step, stack, 0)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +32,37 @@ def stall(wall_ms, loop_ms, other_ms=0.0, gc_ms=0.0, stack="", step="step"):
 def test_a_stall_is_put_down_to_whoever_had_the_cpu_time(found, cause, blocked_ms):
     assert found.cause is cause
     assert found.blocked_s * 1000 == pytest.approx(blocked_ms)
+
+
+@pytest.mark.parametrize(
+    ("found", "lost_ms", "cause", "blocked_ms"),
+    [
+        pytest.param(stall(9, 8.9), 7, Cause.OWN_CODE, 2, id="the kernel charged us for the pause"),
+        pytest.param(stall(9, 2), 7, Cause.OWN_CODE, 2, id="the kernel did not"),
+        pytest.param(stall(9, 8.9), 0, Cause.OWN_CODE, 8.9, id="no pause"),
+        pytest.param(stall(9, 8.9, gc_ms=8), 7, Cause.GARBAGE_COLLECTION, 2, id="paused while it collected"),
+        pytest.param(stall(40, 1, other_ms=39), 30, Cause.OTHER_THREAD, 10, id="paused while another thread ran"),
+        pytest.param(stall(40, 6), 30, Cause.OWN_CODE, 6, id="was not ours anyway"),
+    ],
+)
+def test_a_pause_of_the_machine_is_nobodys(found, lost_ms, cause, blocked_ms):
+    left = found.without(lost_ms / 1000)
+    assert left.cause is cause
+    assert left.blocked_s * 1000 == pytest.approx(blocked_ms)
+
+
+def test_only_the_part_of_a_pause_that_lies_in_the_stretch_is_lost():
+    pauses = [Pause(0.0, 1.0), Pause(1.5, 3.0), Pause(4.5, 4.75), Pause(6.0, 9.0), Pause(12.0, 13.0)]
+    assert lost_s(pauses, 2.0, 8.0) == pytest.approx(1.0 + 0.25 + 2.0)
+    assert lost_s([], 2.0, 8.0) == 0
+
+
+@pytest.mark.anyio
+async def test_every_core_is_watched_until_the_watcher_is_stopped():
+    async with PauseWatcher() as watcher:
+        pauses = await watcher.stop()
+    assert set(pauses) == (os.sched_getaffinity(0) if watcher.permitted else set())
+    assert all(pause.ended_s - pause.begun_s > LATE_S for found in pauses.values() for pause in found)
 
 
 @pytest.mark.parametrize(
