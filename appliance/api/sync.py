@@ -34,6 +34,7 @@ from kmscore.envelope import Envelope, parse_envelope
 from kmscore.errors import Reason, Rejected, Unavailable
 from kmscore.limits import BodyBudget, BodyShare, RateLimiter
 from kmscore.mac import MacVerdict, check_mac
+from kmscore.message import STEP_BYTES
 from kmscore.pop import PopKind, parse_wallet
 from kmscore.proof import PopVerifier, VerifiedPop, parse_pop_headers
 
@@ -116,6 +117,8 @@ class SyncApi:
         mac = request.headers.get("x-sync-signature")
         if len(body) <= INLINE_BYTES:
             envelope, verdict = self._parse(body, mac)
+            if len(body) > STEP_BYTES:
+                await anyio.lowlevel.checkpoint()  # a delta's MAC and what follows are a millisecond each
             inner, label = await self._gate.open_request(envelope, peer.tee_pubkey, pop.nonce)
         else:
             envelope, verdict = await anyio.to_thread.run_sync(self._parse, body, mac)

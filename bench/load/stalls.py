@@ -18,6 +18,7 @@ import sysconfig
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -35,7 +36,7 @@ _MAX_FRAMES: Final = 8
 _ROOTS: Final = (f"{Path(__file__).resolve().parents[2]}/", f"{sysconfig.get_path('stdlib')}/")
 # Without it the sampling thread waits up to 5 ms for the interpreter, as long as what it looks for.
 _SWITCH_INTERVAL_S: Final = 0.0005
-_current_core: Final = ctypes.CDLL(None).sched_getcpu
+_current_core: Final = ctypes.PyDLL(None).sched_getcpu  # which keeps the GIL
 
 
 class Cause(StrEnum):
@@ -49,7 +50,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """One stretch of more than `NOTED_S`; `at_s` is its end on the monotonic clock, `core` where it ended.
+    """One stretch of more than `NOTED_S`; `at_s` is its end on the monotonic clock, `cores` where it began and ended.
 
     `step` names what ran; `stack` is what was seen most often meanwhile, `file:line function` innermost first, one part
     for each busy thread, empty when nobody came to look. C code that keeps the interpreter is seen when it returns,
@@ -63,7 +64,7 @@ class Stall:
     gc_s: float
     step: str
     stack: str
-    core: int
+    cores: Sequence[int]
 
     def without(self, lost_s: float) -> Self:
         """What is left of it when the machine stood still for so long meanwhile: nobody of ours computed then, whatever
@@ -174,7 +175,7 @@ class StallWatcher:
                 self._gc_s - stretch.gc_s,
                 describe_step(stretch.handle),
                 stack,
-                _current_core(),
+                (stretch.core, _current_core()),
             )
         )
 
@@ -182,7 +183,7 @@ class StallWatcher:
 class _Stretch:
     """One step of the loop, timed."""
 
-    __slots__ = ("begun_s", "gc_s", "handle", "loop_cpu_s", "process_cpu_s", "watcher")
+    __slots__ = ("begun_s", "core", "gc_s", "handle", "loop_cpu_s", "process_cpu_s", "watcher")
 
     def __init__(self, watcher: StallWatcher, handle: asyncio.Handle | None) -> None:
         self.watcher = watcher
@@ -190,6 +191,7 @@ class _Stretch:
 
     def __enter__(self) -> None:
         self.gc_s = self.watcher._gc_s
+        self.core = _current_core()
         self.process_cpu_s = time.process_time()
         self.loop_cpu_s = time.thread_time()
         self.begun_s = self.watcher._begun_s = time.perf_counter()

@@ -174,9 +174,13 @@ class BlockingBench:
 
 
 def without_pauses(stalls: Sequence[Stall], pauses: Pauses) -> list[Stall]:
-    """Those that are long enough still when the pauses of their cores are taken off."""
+    """Those that are long enough still when the pauses of the core they ran on are taken off.
+
+    One that has changed cores was on either of them in a pause: whoever is interrupted by the late beat may be moved.
+    """
     left = [
-        stall.without(lost_s(pauses.get(stall.core, ()), stall.at_s - stall.wall_s, stall.at_s)) for stall in stalls
+        stall.without(max(lost_s(pauses.get(core, ()), stall.at_s - stall.wall_s, stall.at_s) for core in stall.cores))
+        for stall in stalls
     ]
     return [stall for stall in left if stall.wall_s > NOTED_S]
 

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from bench.load.pauses import LATE_S, Pause, PauseWatcher, lost_s
+from bench.load.scenarios.blocking import without_pauses
 from bench.load.stalls import Cause, Stall, describe_busy_thread, describe_stack, describe_step, place_of
 
 
 def stall(wall_ms, loop_ms, other_ms=0.0, gc_ms=0.0, stack="", step="step"):
-    return Stall(1.0, wall_ms / 1000, loop_ms / 1000, other_ms / 1000, gc_ms / 1000, step, stack, 0)
+    return Stall(1.0, wall_ms / 1000, loop_ms / 1000, other_ms / 1000, gc_ms / 1000, step, stack, (0, 1))
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,22 @@ def test_only_the_part_of_a_pause_that_lies_in_the_stretch_is_lost():
     pauses = [Pause(0.0, 1.0), Pause(1.5, 3.0), Pause(4.5, 4.75), Pause(6.0, 9.0), Pause(12.0, 13.0)]
     assert lost_s(pauses, 2.0, 8.0) == pytest.approx(1.0 + 0.25 + 2.0)
     assert lost_s([], 2.0, 8.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("pauses", "left_ms"),
+    [
+        pytest.param({}, [9], id="none watched"),
+        pytest.param({0: [Pause(0.0, 0.996)]}, [4], id="where it began"),
+        pytest.param({1: [Pause(0.993, 0.999)]}, [3], id="where it ended"),
+        pytest.param({0: [Pause(0.99, 0.995)], 1: [Pause(0.992, 0.995)]}, [5], id="the longer one"),
+        pytest.param({2: [Pause(0.99, 1.0)]}, [9], id="elsewhere"),
+        pytest.param({0: [Pause(0.99, 0.999)]}, [], id="hardly anything is left"),
+    ],
+)
+def test_pauses_are_taken_off_the_stretches_of_their_cores(pauses, left_ms):
+    left = without_pauses([stall(9, 9)], pauses)
+    assert [each.blocked_s * 1000 for each in left] == pytest.approx(left_ms)
 
 
 @pytest.mark.anyio
