@@ -49,7 +49,12 @@ def main(quick: bool, scenarios: tuple[str, ...], duration_s: float | None, roun
     plan = QUICK if quick else FULL
     if scenarios:
         plan = replace(plan, scenarios=frozenset(map(Scenario, scenarios)))
-    plan = replace(plan, duration_s=duration_s or plan.duration_s, rounds=rounds or plan.rounds)
+    plan = replace(
+        plan,
+        duration_s=duration_s or plan.duration_s,
+        round_s=duration_s or plan.round_s,
+        rounds=rounds or plan.rounds,
+    )
     try:
         findings = anyio.run(run_suite, plan, Progress(Console(stderr=True)))
     except (LoadError, KmsError) as error:
