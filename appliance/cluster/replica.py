@@ -106,7 +106,7 @@ class Writing:
 
     __slots__ = ("_lock",)
 
-    def __init__(self, lock: anyio.Lock) -> None:
+    def __init__(self, lock: anyio.Semaphore) -> None:
         self._lock = lock
 
     async def __aenter__(self) -> None:
@@ -135,7 +135,8 @@ class Replica:
         random_bytes: Callable[[int], bytes],
     ) -> None:
         self.store = store
-        self._write_lock = anyio.Lock()
+        # Not a Lock: that notes who holds it, for which Python asks the kernel for our process id, twice a change.
+        self._write_lock = anyio.Semaphore(1, max_value=1)
         self._keys = keys
         self._clock = clock
         self._limits = limits

@@ -80,18 +80,20 @@ class OperationBench:
         self._report(kind, rounds)
 
     async def _round(self, kind: Kind, sample: Sample, server: FloorServer, bare: FloorServer, rounds: _Rounds) -> None:
-        rounds.fetched.append(await run_job(self.client, self._job(kind.work, next_nonce=False), self.node.pid))
+        # By turns which one is first: what was before leaves the processor faster or slower.
+        for next_nonce in (False, True) if len(rounds.fetched) % 2 == 0 else (True, False):
+            runs = rounds.next_nonce if next_nonce else rounds.fetched
+            runs.append(await run_job(self.client, self._job(kind.work, next_nonce=next_nonce), self.node.pid))
         rounds.nonce_route.append(await self._trivial(server, sample.nonce.request))
-        rounds.next_nonce.append(await run_job(self.client, self._job(kind.work, next_nonce=True), self.node.pid))
         rounds.operation_route.append(await self._trivial(server, sample.operation.request))
         bare_runs = [await self._trivial(bare, exchange.request) for exchange in (sample.nonce, sample.operation)]
         sizes = [size for size in (sample.sizes.request, sample.sizes.answer, sample.sizes.at_rest) if size is not None]
         primitives = measure_primitives(*sizes)
-        for floors_s, runs in (
+        for floors_s, route_runs in (
             (rounds.floors_s, (rounds.nonce_route[-1], rounds.operation_route[-1])),
             (rounds.bare_floors_s, bare_runs),
         ):
-            nonce_s, operation_s = (run.server_s_per_operation for run in runs)
+            nonce_s, operation_s = (run.server_s_per_operation for run in route_runs)
             floors_s.append(floor_s(sample.sizes, primitives, nonce_s, operation_s, derives=kind.work is Work.DERIVE))
 
     def _job(self, work: Work, *, next_nonce: bool) -> Job:
