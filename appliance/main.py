@@ -455,7 +455,7 @@ async def _node_ticks(settings: Settings, node: Node, reader: ChainReader, rng: 
         if not checked:
             await reader.check_chain_id()
             checked = True
-            spare_the_collector()  # web3 has just been loaded
+            spare_the_collector()  # of web3, which has just been loaded; nobody is served before the first tick
         await node.node_tick.run_once()
 
     await run_periodically("node_tick", tick, interval_s=settings.kms_node_tick_seconds, rng=rng)

@@ -198,9 +198,9 @@ def seal(
 cdef class EnvelopeWriter:
     """The body of a long envelope, made piece by piece of a plaintext that comes in parts (protocol §3).
 
-    Takes what `seal` takes, with the size of the plaintext, at most 2 GiB, in place of it. The pieces of `write`, one
-    for each part, and that of `finish` are together the `canonical` of `seal`, of `body_bytes` bytes. One thread at a
-    time.
+    Takes what `seal` takes, with the size of the plaintext in place of it, and raises what that raises. The pieces of
+    `write`, one for each part, and that of `finish` are together the `canonical` of `seal`, of `body_bytes` bytes. One
+    thread at a time. Holds the key of this one envelope for as long as it is there.
     """
 
     cdef readonly Py_ssize_t body_bytes

@@ -7,7 +7,7 @@ nothing.
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,8 +34,9 @@ PEER_SIGNATURE_HEADER = b"x-kms-peer-signature"
 PIECE_BYTES = 1 << 20
 # A refusal is often that the TEE provider does not answer: its caller has waited long enough.
 REFUSAL_SIGNING_DEADLINE_S = 2.0
-# How long a caller may take for a long answer: what it is made of is held for it alone.
+# How long a caller may take for a long answer, and for each piece of it: others wait for what is held for it.
 LONG_ANSWER_DEADLINE_S = 300.0
+PIECE_DEADLINE_S = 15.0
 
 
 class Reading(NamedTuple):
@@ -78,15 +79,8 @@ class SealedAnswer(PreparedResponse):
     """A sealed 200."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - an ASGI callable
-        """A large body goes out in pieces, each when the one before is on its way: the loop copies what it is given."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        sent = 0
-        while len(self.body) - sent > PIECE_BYTES:
-            piece = self.body[sent : sent + PIECE_BYTES]
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-            sent += PIECE_BYTES
-            await anyio.lowlevel.checkpoint()
-        await send({"type": "http.response.body", "body": self.body[sent:]})
+        await send_body(send, self.body, more=False)
 
 
 class LongAnswer(Response):
@@ -104,14 +98,27 @@ class LongAnswer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - an ASGI callable
         """Left unfinished, which closes the connection, when the caller does not take it in time."""
-        async with self._held:
-            with anyio.move_on_after(LONG_ANSWER_DEADLINE_S) as deadline:
+        ends_s = anyio.current_time() + LONG_ANSWER_DEADLINE_S
+        async with self._held, aclosing(self._pieces):
+            with anyio.CancelScope() as scope_of_pieces:
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                 async for piece in self._pieces:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    scope_of_pieces.deadline = min(ends_s, anyio.current_time() + PIECE_DEADLINE_S)
+                    await send_body(send, piece, more=True)
+                    await anyio.lowlevel.checkpoint()
                 await send({"type": "http.response.body", "body": b""})
-        if deadline.cancelled_caught:
+        if scope_of_pieces.cancelled_caught:
             logger.warning("a long answer was not taken in time")
+
+
+async def send_body(send: Send, body: bytes | memoryview, *, more: bool) -> None:
+    """A long body goes out in pieces, each when the one before is on its way: the loop copies what it is given."""
+    sent = 0
+    while len(body) - sent > PIECE_BYTES:
+        await send({"type": "http.response.body", "body": body[sent : sent + PIECE_BYTES], "more_body": True})
+        sent += PIECE_BYTES
+        await anyio.lowlevel.checkpoint()
+    await send({"type": "http.response.body", "body": body[sent:], "more_body": more})
 
 
 class Answerer:

@@ -23,6 +23,8 @@ HEAD_DEADLINE_S = 15.0
 BODY_PIECE_BYTES = 512 * 1024
 # How long the rest of a body may still come after its request has been answered: closing at once would lose the answer.
 LINGER_S = 5.0
+# And how long what has been written may take to leave.
+FLUSH_DEADLINE_S = 60.0
 MAX_CONNECTIONS = 4096
 MAX_CONNECTIONS_PER_ADDRESS = 512
 
@@ -38,12 +40,13 @@ class OneWrite:
     body of an answer are then one system call and one packet, not two.
     """
 
-    __slots__ = ("_loop", "_parts", "_transport", "is_closing")
+    __slots__ = ("_abort_timer", "_loop", "_parts", "_transport", "is_closing")
 
     def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
         self._parts: list[bytes] = []
+        self._abort_timer: TimerHandle | None = None
         self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
@@ -52,9 +55,16 @@ class OneWrite:
         self._parts.append(data)
 
     def close(self) -> None:
-        """After what has been written."""
+        """After what has been written, which whoever does not read it cannot put off for ever."""
         self._flush()
         self._transport.close()
+        if self._abort_timer is None:
+            self._abort_timer = self._loop.call_later(FLUSH_DEADLINE_S, self._transport.abort)
+
+    def lost(self) -> None:
+        """The connection is no more."""
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
 
     def _flush(self) -> None:
         parts, self._parts = self._parts, []
@@ -117,6 +127,7 @@ def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNet
         def connection_lost(self, exc: Exception | None) -> None:
             counter.leave(self._host())
             self._stop_timer()
+            self.transport.lost()  # type: ignore[attr-defined]
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:

@@ -135,7 +135,8 @@ class Replica:
         random_bytes: Callable[[int], bytes],
     ) -> None:
         self.store = store
-        # Not a Lock: that notes who holds it, for which Python asks the kernel for our process id, twice a change.
+        # Not a Lock: that notes who holds it, for which Python asks the kernel for our process id, twice a change. What
+        # asks for it twice is not told so, but waits until the deadline.
         self._write_lock = anyio.Semaphore(1, max_value=1)
         self._keys = keys
         self._clock = clock

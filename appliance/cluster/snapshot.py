@@ -121,8 +121,8 @@ class SnapshotServer:
         """Every record incl. tombstones: the `data` of one answer, for an `async with` block in which it is sent.
 
         Entering raises `Unavailable` while another one is being given, which holds every record of the store for as
-        long as it takes, and `Rejected(TOO_LARGE)` when the answer would exceed what a node may send: such a store is
-        joined by pages.
+        long as its peer takes, within the deadlines of long answers. Also raises `Rejected(TOO_LARGE)` when the answer
+        would exceed what a node may send: such a store is joined by pages.
         """
         if self._giving_whole:
             raise Unavailable("another snapshot is being given")

@@ -4,7 +4,7 @@ It decides neither where the entropy comes from nor whether anybody should belie
 stay with `kmscore`'s owners, which wipe them; nothing here reveals, prints or stores one.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Protocol, TypeVar
 
 import anyio.to_thread
@@ -118,7 +118,7 @@ class LocalTee:
         own, used, nonce = self._start_sealing(label)
         writer = EnvelopeWriter(self._secrets.get(peer), own, peer, used, nonce, text.size_bytes)
 
-        async def pieces() -> AsyncIterator[bytes]:
+        async def pieces() -> AsyncGenerator[bytes, None]:
             for part in text.parts:
                 if len(part) <= INLINE_BYTES:
                     yield writer.write(part)

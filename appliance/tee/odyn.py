@@ -12,7 +12,7 @@ import json
 from base64 import b64encode
 from binascii import Error as HexError
 from binascii import unhexlify
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -176,7 +176,7 @@ class OdynTee:
             await anyio.lowlevel.checkpoint()  # it was made just now
         envelope = await self.seal(await joined(parts), peer, label)
 
-        async def pieces() -> AsyncIterator[bytes]:
+        async def pieces() -> AsyncGenerator[bytes, None]:
             yield envelope.canonical
 
         return LongEnvelope(envelope.nonce, len(envelope.canonical), pieces())

@@ -5,7 +5,7 @@ shared secret or an envelope key, and it decides nothing: who may be answered, a
 registered one, is settled before `open` and `seal` are called.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,7 +57,7 @@ class LongEnvelope:
 
     nonce: bytes
     body_bytes: int
-    pieces: AsyncIterator[bytes]
+    pieces: AsyncGenerator[bytes, None]
 
 
 def check_random_size(size: int) -> None:

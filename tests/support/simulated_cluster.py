@@ -151,7 +151,7 @@ class SimulatedNode:
                     return self.digests.records(inner)
                 case "snapshot_request":
                     async with self.snapshots.whole() as data:
-                        return {"status": "ok", "data": b"".join(data)}
+                        return {"status": "ok", "data": b"".join(data.parts)}
         except Rejected as error:
             raise PeerRefused(400, str(error), None) from error
         raise AssertionError("no such message")

@@ -241,16 +241,26 @@ async def test_a_long_answer_that_cannot_be_made_to_its_end_is_left_unfinished(b
     assert not exchange.complete
 
 
+@pytest.mark.parametrize("deadline", ["LONG_ANSWER_DEADLINE_S", "PIECE_DEADLINE_S"])
 async def test_a_long_answer_that_is_not_taken_in_time_is_given_up(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, deadline: str
 ) -> None:
-    monkeypatch.setattr("appliance.api.exchange.LONG_ANSWER_DEADLINE_S", 0.01)
+    monkeypatch.setattr(f"appliance.api.exchange.{deadline}", 0.01)
     data, exchange = LongData(), AsgiExchange(takes=2)
     response = await bench.answer(LongReading({"status": "ok"}, data.given()))
     await response({"type": "http"}, exchange.receive, exchange.send)
     assert not data.held
     assert not exchange.complete
     assert "not taken in time" in caplog.text
+
+
+async def test_a_large_piece_of_a_long_answer_is_sent_in_several(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.api.exchange.PIECE_BYTES", 7)
+    data, exchange = LongData(), AsgiExchange()
+    response = await bench.answer(LongReading({"status": "ok"}, data.given()))
+    await response({"type": "http"}, exchange.receive, exchange.send)
+    assert max(map(len, exchange.pieces)) == 7
+    assert exchange.headers[b"content-length"] == b"%d" % len(exchange.body)
 
 
 async def test_a_change_is_planned_then_applied_under_the_write_lock(bench: Bench) -> None:

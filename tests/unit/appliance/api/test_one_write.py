@@ -28,6 +28,9 @@ class RecordingTransport(asyncio.Transport):
         self._closing = True
         self.asked.append("close")
 
+    def abort(self) -> None:
+        self.asked.append("abort")
+
     def is_closing(self) -> bool:
         return self._closing
 
@@ -47,6 +50,24 @@ async def test_what_is_written_in_one_turn_is_one_piece() -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert below.asked == [b"head body", b"next "]
+
+
+async def test_what_nobody_reads_is_given_up_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.api.http_protocol.FLUSH_DEADLINE_S", 0.01)
+    transport, below = connection()
+    transport.close()
+    transport.close()
+    await asyncio.sleep(0.05)
+    assert below.asked == ["close", "close", "abort"]
+
+
+async def test_nothing_is_given_up_on_a_connection_that_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.api.http_protocol.FLUSH_DEADLINE_S", 0.01)
+    transport, below = connection()
+    transport.close()
+    transport.lost()
+    await asyncio.sleep(0.05)
+    assert below.asked == ["close"]
 
 
 async def test_closing_sends_first_what_was_written() -> None:

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 
 import anyio
 import pytest
 
-from appliance.cluster.snapshot import SnapshotServer
+from appliance.cluster.snapshot import SnapshotServer, WholeData
 from appliance.cluster.transport import PeerError, PeerUntrusted
 from kmscore.errors import Reason, Rejected, Unavailable
 from kmscore.store import Record, StoreLimits
@@ -184,17 +185,20 @@ class TestServing:
         with pytest.raises(Rejected):
             await whole(SnapshotServer(bench.replica, max_answer_bytes=body_bytes - 1))
 
-    async def test_a_whole_store_is_written_in_parts_that_let_its_records_go(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    async def test_whole_data_is_written_in_parts_that_let_its_records_go(
+        self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("appliance.cluster.snapshot.PART_BYTES", 2000)
-        clock = {"writer": 1}
+        data = WholeData()
         for app_id in range(1, 30):
-            for number in range(app_id):
-                bench.replica.store.merge(app_id, Record(f"key {number}", bytes(100), clock, 1), bench.clock.now_ms())
-        async with SnapshotServer(bench.replica, max_answer_bytes=1 << 30).whole() as data:
-            parts = list(data.parts)
-            assert list(data.parts) == []
+            data.add([(app_id, number, Record(f"key {number}", bytes(100), {"w": 1}, 1)) for number in range(app_id)])
+        left = [sum(range(1, 30))]
+        parts: list[bytes] = []
+        for part in data.parts():
+            parts.append(part)
+            left.append(sum(map(len, data._lists.values())))
+        assert left[-1] == 0
+        assert all(0 <= before - after < 30 for before, after in pairwise(left))
         assert max(map(len, parts)) < 3 * 2000
         assert len(parts) > data.size_bytes // 3000
         held = json.loads(b"".join(parts))
