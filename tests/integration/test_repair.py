@@ -112,7 +112,7 @@ class TestAntiEntropy:
         at_nova.put("of ours", b"x")
         at_legacy.put("lost by the older peer", b"y")
         eventually(lambda: "is lost" in legacy.log_tail())
-        time.sleep(2 * ANTI_ENTROPY_S)
+        time.sleep(3 * ANTI_ENTROPY_S)  # two rounds of ours, wherever the first one begins, each a little late
         for node in (nova, legacy):
             node.proxy.heal()
         eventually(lambda: at_legacy.get("of ours") == b"x")
