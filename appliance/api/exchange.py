@@ -34,7 +34,8 @@ PEER_SIGNATURE_HEADER = b"x-kms-peer-signature"
 PIECE_BYTES = 1 << 20
 # A refusal is often that the TEE provider does not answer: its caller has waited long enough.
 REFUSAL_SIGNING_DEADLINE_S = 2.0
-# How long a caller may take for a long answer, and for each piece of it: others wait for what is held for it.
+# How long a caller may take for a long answer, which is what a node of ours waits for one (`WHOLE_DEADLINE_S`), and for
+# each piece of it: others wait for what is held meanwhile.
 LONG_ANSWER_DEADLINE_S = 300.0
 PIECE_DEADLINE_S = 15.0
 

@@ -52,22 +52,18 @@ async def test_what_is_written_in_one_turn_is_one_piece() -> None:
     assert below.asked == [b"head body", b"next "]
 
 
-async def test_what_nobody_reads_is_given_up_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("gone", "asked"), [(False, ["close", "close", "abort"]), (True, ["close", "close"])])
+async def test_what_nobody_reads_is_given_up_after_a_while_unless_the_connection_has_gone(
+    monkeypatch: pytest.MonkeyPatch, gone: bool, asked: list[str]
+) -> None:
     monkeypatch.setattr("appliance.api.http_protocol.FLUSH_DEADLINE_S", 0.01)
     transport, below = connection()
     transport.close()
     transport.close()
+    if gone:
+        transport.lost()
     await asyncio.sleep(0.05)
-    assert below.asked == ["close", "close", "abort"]
-
-
-async def test_nothing_is_given_up_on_a_connection_that_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("appliance.api.http_protocol.FLUSH_DEADLINE_S", 0.01)
-    transport, below = connection()
-    transport.close()
-    transport.lost()
-    await asyncio.sleep(0.05)
-    assert below.asked == ["close"]
+    assert below.asked == asked
 
 
 async def test_closing_sends_first_what_was_written() -> None:
