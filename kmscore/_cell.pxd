@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from kmscore._memory cimport CACHE_LINE, Memory, prefetch
-from kmscore._pool cimport Pool, pool_claim, pool_release, slab_of
+from kmscore._pool cimport GRAIN, Pool, pool_claim, pool_release
 from kmscore._siphash cimport HashKey
 from kmscore._table cimport Node
 from kmscore._vclock cimport ClockEntry, Writer, max_number
@@ -24,6 +24,7 @@ cdef enum:
     DIGEST_BYTES = 16  # of a record, a range, a namespace: keyed, so nobody outside the cluster can look for collisions
     OBJECT_POOL = 16384  # Python's pools of small objects begin at multiples of it, with what says which are free
     LARGE_VALUE = 512  # bytes: the digest of a larger value is kept, so that a leaf never costs more than its records
+    MAX_ROOM = 4       # clock entries that a cell is made with room for
 
 
 cdef enum CellState:
@@ -75,8 +76,9 @@ cdef struct Tower:
     Cell *next
 
 
-# One allocation: `level` towers, the first one last, the struct, the key. What finding and reading a record needs stands
-# together, at most two cache lines with a key of up to 24 bytes; what changing it needs is on the line before.
+# One allocation: `level` towers, the first one last, the struct, the key, room for the clock that the record began with.
+# What finding and reading a record needs stands together, at most three cache lines with a key of up to 24 bytes and three
+# clock entries; what changing it needs is on the line before.
 cdef struct Cell:
     int64_t seq
     Writer *source        # the peer that sent exactly this version and payload, or NULL
@@ -87,7 +89,7 @@ cdef struct Cell:
     Node node             # size: of the key
     Space *space
     PyObject *value       # a bytes object, shared with whoever wrote or reads it, never copied; NULL: tombstone
-    ClockEntry *clock     # from the pool; interned writers, one reference each
+    ClockEntry *clock     # in the cell, or from the pool once there is no room; interned writers, one reference each
     int64_t updated_at_ms
     int64_t ttl_ms
     uint16_t entries      # of the clock
@@ -96,6 +98,7 @@ cdef struct Cell:
     uint8_t by_snapshot
     uint8_t counted
     uint8_t hashed        # the digest of a large value stands behind the clock
+    uint8_t room          # how many clock entries fit behind the key
 
 
 cdef struct Queue:
@@ -152,6 +155,15 @@ cdef inline char *cell_key(const Cell *cell) noexcept nogil:
     return <char *>(cell + 1)
 
 
+cdef inline size_t aligned(size_t size) noexcept nogil:
+    return (size + GRAIN - 1) & ~<size_t>(GRAIN - 1)
+
+
+# Where a cell has room for a clock.
+cdef inline ClockEntry *cell_room(const Cell *cell) noexcept nogil:
+    return <ClockEntry *>(cell_key(cell) + aligned(cell.node.size))
+
+
 # An item of a namespace's trie is a member of its cell.
 cdef inline Cell *cell_of(const Item *item) noexcept nogil:
     return <Cell *>(<char *>item - <size_t>&(<Cell *>NULL).item)
@@ -164,26 +176,25 @@ cdef inline Cell *cell_of_node(const Node *node) noexcept nogil:
 # In a large store every pointer is a cache miss of 100 ns and more. One after the other they are most of what an
 # operation takes; asked for together they cost about one.
 
-# A cell with its first tower and the beginning of its key.
+# A cell with its first tower, a short key and a short clock.
 cdef inline void prefetch_cell(const Cell *cell) noexcept nogil:
     prefetch(&cell.node)
     prefetch(<const char *>&cell.node + CACHE_LINE)
+    prefetch(<const char *>&cell.node + 2 * CACHE_LINE)
     prefetch(tower(cell, 0))
 
 
-# What reading a record needs beside its cell.
-cdef inline void prefetch_content(const Cell *cell) noexcept nogil:
-    prefetch(cell.value)
-    prefetch(cell.clock)
+# A value and, with `to_change`, where a small one goes back to.
+cdef inline void prefetch_value(const void *value, bint to_change) noexcept nogil:
+    prefetch(value)
+    if to_change:
+        prefetch(<const void *>(<size_t>value & ~<size_t>(OBJECT_POOL - 1)))
 
 
-# What a change needs: the neighbours in the log that the cell is taken out from between, and where its clock and a small
-# value go back to.
+# What a change needs: the neighbours in the log that the cell is taken out from between.
 cdef inline void prefetch_neighbours(const Cell *cell) noexcept nogil:
     prefetch(tower(tower(cell, 0).prev, 0))
     prefetch(tower(tower(cell, 0).next, 0))
-    prefetch(slab_of(cell.clock))
-    prefetch(<const void *>(<size_t>cell.value & ~<size_t>(OBJECT_POOL - 1)))
 
 
 # What it needs when the cell leaves its queue, too.
@@ -219,9 +230,14 @@ cdef inline bint is_visible(const Cell *cell, int64_t now_ms) noexcept nogil:
     return cell.state == LIVE and (cell.ttl_ms == 0 or now_ms <= expires_at(cell))
 
 
-cdef inline Cell *new_cell(Pool *pool, Memory *memory, size_t level, size_t key_size) noexcept nogil:
+# How much a cell takes behind its towers.
+cdef inline size_t struct_bytes(size_t key_size, size_t room) noexcept nogil:
+    return sizeof(Cell) + (aligned(key_size) + room * sizeof(ClockEntry) if room > 0 else key_size)
+
+
+cdef inline Cell *new_cell(Pool *pool, Memory *memory, size_t level, size_t key_size, size_t room) noexcept nogil:
     cdef size_t before = level * sizeof(Tower)
-    cdef char *block = <char *>pool_claim(pool, memory, before + sizeof(Cell) + key_size)
+    cdef char *block = <char *>pool_claim(pool, memory, before + struct_bytes(key_size, room))
     cdef Cell *cell
     if block == NULL:
         return NULL
@@ -229,6 +245,7 @@ cdef inline Cell *new_cell(Pool *pool, Memory *memory, size_t level, size_t key_
     memset(cell, 0, sizeof(Cell))
     cell.node.size = <uint32_t>key_size
     cell.level = <uint8_t>level
+    cell.room = <uint8_t>room
     cell.place.heap_at[BY_EXPIRY] = cell.place.heap_at[BY_TURN] = NO_HEAP
     return cell
 
@@ -237,7 +254,7 @@ cdef inline void release_cell(Pool *pool, Memory *memory, Cell *cell) noexcept n
     cdef size_t before
     if cell != NULL:
         before = cell.level * sizeof(Tower)
-        pool_release(pool, memory, <char *>cell - before, before + sizeof(Cell) + cell.node.size)
+        pool_release(pool, memory, <char *>cell - before, before + struct_bytes(cell.node.size, cell.room))
 
 
 # Each level has a quarter of the records of the one below, by the half of the keyed hash that the table does not use.
@@ -275,7 +292,7 @@ cdef inline void queue_remove(Queue *queue, Cell *cell) noexcept nogil:
 cdef inline bint log_open(ChangeLog *log, Pool *pool, Memory *memory) noexcept nogil:
     cdef size_t level
     log.last_seq = 0
-    log.head = new_cell(pool, memory, MAX_LEVEL, 0)
+    log.head = new_cell(pool, memory, MAX_LEVEL, 0, 0)
     if log.head == NULL:
         return False
     for level in range(<size_t>MAX_LEVEL):

@@ -9,11 +9,13 @@ from kmscore._cell cimport (
     BY_EXPIRY,
     BY_TURN,
     LIVE,
+    MAX_ROOM,
     NO_HEAP,
     TOMBSTONE,
     Cell,
     Space,
     cell_key,
+    cell_room,
     cell_size,
     clock_bytes,
     level_of,
@@ -28,14 +30,14 @@ from kmscore._index cimport (
     Core,
     attach,
     detach,
-    drop_clock,
+    drop_writers,
     forget_cell,
     key_digest,
     strip_cell,
     unlink_cell,
 )
-from kmscore._pool cimport pool_claim
-from kmscore._table cimport table_insert, table_reserve
+from kmscore._pool cimport pool_claim, pool_release
+from kmscore._table cimport table_insert, table_reserve, table_update
 from kmscore._vclock cimport ClockEntry, Writer, drop_writer, hold_name, hold_writer, join_clocks
 
 
@@ -60,10 +62,11 @@ cdef struct Change:
     bint by_snapshot
 
 
-# What has been allocated for it.
+# What has been allocated for it. A clock that the cell has room for waits in `short_clock`: the one before is still there.
 cdef struct Parts:
     Cell *cell
-    ClockEntry *clock
+    ClockEntry *clock     # from the pool, or `short_clock`; NULL: out of memory
+    ClockEntry short_clock[MAX_ROOM]
     size_t entries
     Writer *source
 
@@ -75,36 +78,53 @@ cdef inline bint reserve_live(Core *core, Space *space) noexcept nogil:
     )
 
 
-# The element-wise maximum of a stored version (`cell` may be NULL) and another one, with interned writers, each held
-# once, and what `value` needs behind it; NULL: out of memory, nothing held.
-cdef inline ClockEntry *hold_joined(
-    Core *core, const Cell *cell, const ClockEntry *theirs, size_t m, size_t *entries, PyObject *value
-) noexcept nogil:
-    cdef const ClockEntry *ours = cell.clock if cell != NULL else NULL
-    cdef size_t n = cell.entries if cell != NULL else 0
-    cdef ClockEntry *clock
+# How many entries a cell is to have room for when this is the clock it begins with, a large value's digest included.
+cdef inline size_t room_for(size_t entries, PyObject *value) noexcept nogil:
+    cdef size_t needed = clock_bytes(entries, value) // sizeof(ClockEntry)
+    return needed if needed <= MAX_ROOM else 0
+
+
+# The element-wise maximum of the version in `known`, which may be NULL, and the one in `change`, with interned writers,
+# each held once, and what the value needs behind it. Without memory `parts.clock` is NULL and nothing held.
+cdef inline void hold_joined(Core *core, const Cell *known, const Change *change, Parts *parts) noexcept nogil:
+    cdef const ClockEntry *ours = known.clock if known != NULL else NULL
+    cdef size_t n = known.entries if known != NULL else 0
     cdef Writer *writer
+    cdef size_t room
     cdef size_t size
     cdef size_t i
-    entries[0] = join_clocks(ours, n, theirs, m, NULL)
-    size = clock_bytes(entries[0], value)
-    clock = <ClockEntry *>pool_claim(&core.blocks, &core.memory, size)
-    if clock == NULL:
-        return NULL
-    join_clocks(ours, n, theirs, m, clock)
-    for i in range(entries[0]):
-        writer = hold_writer(&core.writers, &core.memory, core.hash_key, clock[i].writer)
+    parts.entries = join_clocks(ours, n, change.clock, change.entries, NULL)
+    room = known.room if known != NULL else room_for(parts.entries, change.value)
+    size = clock_bytes(parts.entries, change.value)
+    if size <= room * sizeof(ClockEntry):
+        parts.clock = parts.short_clock
+    else:
+        parts.clock = <ClockEntry *>pool_claim(&core.blocks, &core.memory, size)
+        if parts.clock == NULL:
+            return
+    join_clocks(ours, n, change.clock, change.entries, parts.clock)
+    for i in range(parts.entries):
+        writer = hold_writer(&core.writers, &core.memory, core.hash_key, parts.clock[i].writer)
         if writer == NULL:
-            drop_clock(core, clock, i, size)
-            return NULL
-        clock[i].writer = writer
-    return clock
+            parts.entries = i
+            drop_clock(core, parts, size)
+            return
+        parts.clock[i].writer = writer
+
+
+cdef inline void drop_clock(Core *core, Parts *parts, size_t size) noexcept nogil:
+    if parts.clock == NULL:
+        return
+    drop_writers(core, parts.clock, parts.entries)
+    if parts.clock != parts.short_clock:
+        pool_release(&core.blocks, &core.memory, parts.clock, size)
+    parts.clock = NULL
 
 
 # A cell for a key that the namespace does not have yet, in no index so far.
-cdef inline Cell *make_cell(Core *core, Space *space, const char *key, size_t size) noexcept nogil:
+cdef inline Cell *make_cell(Core *core, Space *space, const char *key, size_t size, size_t room) noexcept nogil:
     cdef uint64_t digest = key_digest(core, space, key, size)
-    cdef Cell *cell = new_cell(&core.blocks, &core.memory, level_of(digest), size)
+    cdef Cell *cell = new_cell(&core.blocks, &core.memory, level_of(digest), size, room)
     if cell == NULL:
         return NULL
     cell.node.hash = <uint32_t>digest
@@ -116,8 +136,7 @@ cdef inline Cell *make_cell(Core *core, Space *space, const char *key, size_t si
 cdef inline void drop_parts(Core *core, const Cell *known, Parts *parts, PyObject *value) noexcept nogil:
     if parts.source != NULL:
         drop_writer(&core.writers, &core.memory, parts.source)
-    if parts.clock != NULL:
-        drop_clock(core, parts.clock, parts.entries, clock_bytes(parts.entries, value))
+    drop_clock(core, parts, clock_bytes(parts.entries, value))
     if parts.cell != known:
         release_cell(&core.blocks, &core.memory, parts.cell)
 
@@ -128,9 +147,11 @@ cdef inline bint claim_parts(
 ) noexcept nogil:
     parts.cell = known
     parts.source = NULL
-    parts.clock = hold_joined(core, known, change.clock, change.entries, &parts.entries, change.value)
+    hold_joined(core, known, change, parts)
     if known == NULL:
-        parts.cell = make_cell(core, space, change.key.data, change.key.size)
+        parts.cell = make_cell(
+            core, space, change.key.data, change.key.size, room_for(parts.entries, change.value)
+        )
     if change.source.data != NULL:
         parts.source = hold_name(
             &core.writers, &core.memory, core.hash_key, change.source.data, change.source.size
@@ -207,6 +228,9 @@ cdef inline bint apply_change(
     cell.value = change.value
     cell.clock = parts.clock
     cell.entries = <uint16_t>parts.entries
+    if parts.clock == parts.short_clock:
+        cell.clock = cell_room(cell)
+        memcpy(cell.clock, parts.short_clock, parts.entries * sizeof(ClockEntry))
     cell.source = parts.source
     cell.by_snapshot = change.by_snapshot
     cell.updated_at_ms = change.updated_at_ms
@@ -218,8 +242,10 @@ cdef inline bint apply_change(
     else:
         cell.place.heap_at[BY_EXPIRY] = cell.place.heap_at[BY_TURN] = NO_HEAP
     if known == NULL:
-        table_insert(&core.cells, &core.memory, &cell.node)
+        table_insert(&core.cells, &core.memory, &cell.node, cell.value)
         space.cells += 1
+    else:
+        table_update(&core.cells, &cell.node, cell.value)
     log_append(&core.log, cell)
     attach(core, cell, stays)
     return True
@@ -230,7 +256,7 @@ cdef inline bint apply_change(
 cdef inline bint apply_floor(
     Core *core, Space *space, Cell *known, const Newcomer *newcomer, const Room *room
 ) noexcept:
-    cdef Cell *floor = make_cell(core, space, newcomer.key, newcomer.key_size)
+    cdef Cell *floor = make_cell(core, space, newcomer.key, newcomer.key_size, 0)
     if floor == NULL:
         return False
     floor.updated_at_ms = newcomer.updated_at_ms

@@ -3,7 +3,7 @@
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memset
 
 from kmscore._cell cimport (
     BY_EXPIRY,
@@ -19,24 +19,26 @@ from kmscore._cell cimport (
     Trie,
     cell_key,
     cell_of_node,
+    cell_room,
     cell_size,
     clock_bytes,
     expires_at,
     log_open,
     log_remove,
     prefetch_cell,
-    prefetch_content,
+    prefetch_neighbours,
+    prefetch_value,
     queue_append,
     queue_remove,
     release_cell,
     value_size,
 )
 from kmscore._heap cimport heap_push, heap_remove, heap_reserve
-from kmscore._memory cimport Memory
+from kmscore._memory cimport Memory, prefetch
 from kmscore._merge cimport View
 from kmscore._pool cimport Pool, pool_release
 from kmscore._siphash cimport HashKey, siphash24
-from kmscore._table cimport Node, Search, Table, next_found, search, table_open, table_remove
+from kmscore._table cimport Node, Search, Table, next_found, search, table_open, table_remove, value_found
 from kmscore._trie cimport trie_remove, trie_touch
 from kmscore._vclock cimport ClockEntry, Writer, drop_writer
 
@@ -115,28 +117,39 @@ cdef inline uint64_t key_digest(const Core *core, const Space *space, const char
     return siphash24(hash_key, key, size)
 
 
-cdef inline Cell *find_cell(const Core *core, const Space *space, const char *key, size_t size) noexcept nogil:
-    cdef uint32_t digest
+# Begins to look for a key; `space` may be NULL.
+cdef inline Search search_key(const Core *core, const Space *space, const char *key, size_t size) noexcept nogil:
     cdef Search found
+    memset(&found, 0, sizeof(Search))
+    if space != NULL:
+        found = search(&core.cells, <uint32_t>key_digest(core, space, key, size))
+    return found
+
+
+# Ends it. With `to_change` what freeing the record's content needs is fetched, too.
+cdef inline Cell *find_cell(
+    Search *found, const Space *space, const char *key, size_t size, bint to_change
+) noexcept nogil:
     cdef Node *node
     cdef Cell *cell
-    if space == NULL:
+    if found.bucket == NULL:
         return NULL
-    digest = <uint32_t>key_digest(core, space, key, size)
-    found = search(&core.cells, digest)
-    node = next_found(&found)
+    node = next_found(found)
     while node != NULL:
         cell = cell_of_node(node)
         prefetch_cell(cell)
+        prefetch_value(value_found(found), to_change)
         if (
-            node.hash == digest
+            node.hash == found.hash
             and node.size == size
             and cell.space == space
             and memcmp(cell_key(cell), key, size) == 0
         ):
-            prefetch_content(cell)
+            prefetch(cell.clock)
+            if to_change:
+                prefetch_neighbours(cell)
             return cell
-        node = next_found(&found)
+        node = next_found(found)
     return NULL
 
 
@@ -261,17 +274,17 @@ cdef inline void mark_emptied(Core *core, Space *space) noexcept nogil:
         core.emptied = space
 
 
-# Drops the writers of the first entries, and the block of `size` bytes.
-cdef inline void drop_clock(Core *core, ClockEntry *clock, size_t entries, size_t size) noexcept nogil:
+cdef inline void drop_writers(Core *core, const ClockEntry *clock, size_t entries) noexcept nogil:
     cdef size_t i
     for i in range(entries):
         drop_writer(&core.writers, &core.memory, clock[i].writer)
-    pool_release(&core.blocks, &core.memory, clock, size)
 
 
 # Leaves key and time, which is what a floor is made of.
 cdef inline void strip_cell(Core *core, Cell *cell) noexcept:
-    drop_clock(core, cell.clock, cell.entries, clock_bytes(cell.entries, cell.value))
+    drop_writers(core, cell.clock, cell.entries)
+    if cell.clock != NULL and cell.clock != cell_room(cell):
+        pool_release(&core.blocks, &core.memory, cell.clock, clock_bytes(cell.entries, cell.value))
     if cell.source != NULL:
         drop_writer(&core.writers, &core.memory, cell.source)
     Py_XDECREF(cell.value)

@@ -24,7 +24,13 @@ cdef class Record:
 
 
 cdef View view_of_record(Record record) except *
-cdef Record make_record(
-    str key, bytes value, int64_t updated_at_ms, int64_t ttl_ms, const ClockEntry *clock, size_t entries
-)
+cdef int fill_record(
+    Record record,
+    str key,
+    bytes value,
+    int64_t updated_at_ms,
+    int64_t ttl_ms,
+    const ClockEntry *clock,
+    size_t entries,
+) except -1
 cdef size_t record_json_bytes(Record record) except 0

@@ -294,10 +294,16 @@ cdef View view_of_record(Record record) except *:
     return view
 
 
-cdef Record make_record(
-    str key, bytes value, int64_t updated_at_ms, int64_t ttl_ms, const ClockEntry *clock, size_t entries
-):
-    cdef Record record = Record.__new__(Record)
+# Of a record that is new.
+cdef int fill_record(
+    Record record,
+    str key,
+    bytes value,
+    int64_t updated_at_ms,
+    int64_t ttl_ms,
+    const ClockEntry *clock,
+    size_t entries,
+) except -1:
     record.clock = copy_clock(clock, entries)
     if record.clock == NULL:
         raise MemoryError()
@@ -306,7 +312,7 @@ cdef Record make_record(
     record.value = value
     record.updated_at_ms = updated_at_ms
     record.ttl_ms = ttl_ms
-    return record
+    return 0
 
 
 cdef object member(dict members, str name):
@@ -461,6 +467,7 @@ def merge_records(Record ours, Record theirs not None) -> tuple:
     cdef View our_view
     cdef Verdict verdict
     cdef Record winner
+    cdef Record merged
     cdef ClockEntry *joined
     cdef size_t entries
     if ours is None:
@@ -477,7 +484,8 @@ def merge_records(Record ours, Record theirs not None) -> tuple:
         entries = join_clocks(ours.clock, ours.entries, theirs.clock, theirs.entries, joined)
         if entries > MAX_CLOCK_ENTRIES:
             return MergeOutcome.REFUSED_CLOCK, ours
-        winner = make_record(winner.key, winner.value, winner.updated_at_ms, winner.ttl_ms, joined, entries)
+        merged = Record.__new__(Record)
+        fill_record(merged, winner.key, winner.value, winner.updated_at_ms, winner.ttl_ms, joined, entries)
     finally:
         free(joined)
-    return OUTCOMES[<int>verdict.outcome], winner
+    return OUTCOMES[<int>verdict.outcome], merged

@@ -29,9 +29,8 @@ from kmscore._cell cimport (
     is_visible,
     log_after,
     prefetch_cell,
-    prefetch_content,
-    prefetch_neighbours,
     prefetch_queue,
+    prefetch_value,
     release_cell,
     tower,
 )
@@ -69,15 +68,16 @@ from kmscore._index cimport (
     mark_emptied,
     notice_expired,
     own_counter,
+    search_key,
 )
-from kmscore._memory cimport release
+from kmscore._memory cimport prefetch, release
 from kmscore._merge cimport INSERTED, REPLACED_BY_VERSION, View
 from kmscore._pages cimport pages_close
-from kmscore._record cimport Record, make_record, view_of_record
+from kmscore._record cimport Record, fill_record, view_of_record
 from kmscore._secret cimport SecretBytes, wipe_memory
 from kmscore._siphash cimport HashKey
 from kmscore._siphash cimport siphash24 as siphash24_kernel
-from kmscore._table cimport table_close
+from kmscore._table cimport Search, table_close
 from kmscore._trie cimport DEPTH, FANOUT
 from kmscore._vclock cimport (
     MAX_CLOCK_ENTRIES,
@@ -114,6 +114,7 @@ cdef str HEX_DIGITS = "0123456789abcdef"
 cdef struct Write:
     Text key
     Space *space
+    Search found
     Cell *cell
     int64_t updated_at_ms
     int64_t ttl_ms
@@ -288,11 +289,16 @@ cdef class Store:
         Like `delete` it takes the longer keys, too, that peers may have brought.
         """
         cdef Text text = self._checked_key(key, self.core.bounds.known_key_bytes)
-        cdef Cell *cell = find_cell(&self.core, self._find_space(app_id), text.data, text.size)
+        cdef Space *space = self._find_space(app_id)
+        cdef Search found = search_key(&self.core, space, text.data, text.size)
+        cdef Record record = Record.__new__(Record)
+        cdef Cell *cell
         notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
+        cell = find_cell(&found, space, text.data, text.size, False)
         if cell == NULL or not is_visible(cell, now_ms):
             return None
-        return record_of(cell)
+        fill_record_of(record, cell)
+        return record
 
     def keys(self, app_id, int64_t now_ms) -> list:
         """The keys of the live records of a namespace, sorted. Costs what it lists."""
@@ -392,7 +398,8 @@ cdef class Store:
         while cell != self.core.log.head and scans > 0 and limit_records > 0:
             scans -= 1
             following = tower(cell, 0).next
-            prefetch_content(following)
+            prefetch_value(following.value, False)
+            prefetch(following.clock)
             prefetch_cell(tower(following, 0).next)
             if not ((excluded != NULL and cell.source == excluded) or (exclude_snapshot and cell.by_snapshot and cell.value != NULL)):
                 limit_bytes -= cell_size(cell)
@@ -417,7 +424,9 @@ cdef class Store:
         Keys of peers may be longer than our own apps'. Raises Rejected (bad_field) for a key that is not text.
         """
         cdef Text text = key_text(key)
-        cdef Cell *cell = find_cell(&self.core, self._find_space(app_id), text.data, text.size)
+        cdef Space *space = self._find_space(app_id)
+        cdef Search found = search_key(&self.core, space, text.data, text.size)
+        cdef Cell *cell = find_cell(&found, space, text.data, text.size, False)
         return record_of(cell) if cell != NULL else None
 
     def track_digests(self, SecretBytes key not None) -> None:
@@ -624,17 +633,19 @@ cdef class Store:
         cdef View theirs = view_of_record(record)
         cdef Space *space = self._find_space(app_id)
         cdef Newcomer newcomer = newcomer_of(record, &theirs)
+        cdef Search found = search_key(&self.core, space, newcomer.key, newcomer.key_size)
         cdef Cell *cell
         if space == NULL:
             self._check_app_id(app_id)
         notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
-        cell = find_cell(&self.core, space, newcomer.key, newcomer.key_size)
+        cell = find_cell(&found, space, newcomer.key, newcomer.key_size, False)
         return <int>decide(&self.core, space, cell, &theirs, &newcomer, now_ms).verdict.outcome
 
     cdef int _merge(self, app_id, Record record, int64_t now_ms, source, bint snapshot) except -1:
         cdef View theirs = view_of_record(record)
         cdef Space *space = self._find_space(app_id)
         cdef Newcomer newcomer = newcomer_of(record, &theirs)
+        cdef Search found = search_key(&self.core, space, newcomer.key, newcomer.key_size)
         cdef Change change
         cdef Cell *cell
         cdef Decision decision
@@ -647,9 +658,7 @@ cdef class Store:
         if source is not None:
             change.source = name_of(source)
         notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
-        cell = find_cell(&self.core, space, newcomer.key, newcomer.key_size)
-        if cell != NULL:
-            prefetch_neighbours(cell)
+        cell = find_cell(&found, space, newcomer.key, newcomer.key_size, True)
         decision = decide(&self.core, space, cell, &theirs, &newcomer, now_ms)
         if decision.effect == CHANGES_RECORD:
             self._apply_merge(app_id, space, cell, record, &decision, &change, now_ms)
@@ -673,12 +682,14 @@ cdef class Store:
         mark_emptied(&self.core, &namespace.space)
         return &namespace.space
 
-    # Finds the record and the numbers of a write that supersedes it (store §1).
-    cdef int _plan_write(self, app_id, int64_t now_ms, Write *write) except -1:
+    cdef int _search(self, app_id, Write *write) except -1:
         write.space = self._find_space(app_id)
-        write.cell = find_cell(&self.core, write.space, write.key.data, write.key.size)
-        if write.cell != NULL:
-            prefetch_neighbours(write.cell)
+        write.found = search_key(&self.core, write.space, write.key.data, write.key.size)
+        return 0
+
+    # Finds the record and the numbers of a write that supersedes it (store §1).
+    cdef int _plan_write(self, int64_t now_ms, Write *write) except -1:
+        write.cell = find_cell(&write.found, write.space, write.key.data, write.key.size, True)
         write.updated_at_ms = now_ms
         write.own.writer = self.core.own
         write.own.counter = max(own_counter(&self.core, write.cell) + 1, now_ms)
@@ -703,6 +714,7 @@ cdef class Store:
         cdef Newcomer newcomer
         self._check_app_id(app_id)
         write.key = self._checked_key(key, self.core.bounds.key_bytes)
+        self._search(app_id, write)
         if not PyLong_CheckExact(ttl_ms):
             raise bad_field("ttl_ms must be an integer")
         write.ttl_ms = PyLong_AsLongLongAndOverflow(ttl_ms, &overflow)
@@ -711,7 +723,7 @@ cdef class Store:
         if not 0 <= ciphertext_size <= self.core.bounds.value_bytes + SEAL_BYTES:
             raise Rejected(Reason.VALUE_TOO_LARGE, "the value is too large")
         notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
-        self._plan_write(app_id, now_ms, write)
+        self._plan_write(now_ms, write)
         if write.space != NULL and write.space.floor != NULL:
             write.updated_at_ms = max(write.updated_at_ms, write.space.floor.updated_at_ms + 1)
         newcomer.key = write.key.data
@@ -729,8 +741,9 @@ cdef class Store:
 
     cdef int _plan_delete(self, app_id, key, int64_t now_ms, Write *write) except -1:
         write.key = self._checked_key(key, self.core.bounds.known_key_bytes)
+        self._search(app_id, write)
         notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
-        self._plan_write(app_id, now_ms, write)
+        self._plan_write(now_ms, write)
         if write.cell != NULL:
             prefetch_queue(write.cell)
         write.ttl_ms = 0
@@ -816,7 +829,14 @@ cdef str key_of(const Cell *cell):
 
 
 cdef Record record_of(const Cell *cell):
-    return make_record(
+    cdef Record record = Record.__new__(Record)
+    fill_record_of(record, cell)
+    return record
+
+
+cdef int fill_record_of(Record record, const Cell *cell) except -1:
+    return fill_record(
+        record,
         key_of(cell),
         <bytes>cell.value if cell.value != NULL else None,
         cell.updated_at_ms,

@@ -1,11 +1,13 @@
 # A hash table that grows and shrinks one bucket at a time (linear hashing: Litwin, 1980), so that no insert ever pays
-# for a rehash of everything. A bucket is one cache line of addresses, each with a part of the hash beside it: a search
-# loads the node that it is for, and hardly ever another one. Buckets live in pages of 4 KiB, found through a directory.
+# for a rehash of everything. A bucket is two cache lines. The first has addresses of nodes, each with a part of the hash
+# beside it: a search loads the node that it is for, and hardly ever another one. The second has addresses of what the nodes
+# point to, so that this is fetched together with the node and not after it. Buckets live in pages of 4 KiB, found through
+# a directory.
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
-from kmscore._memory cimport Memory, claim, prefetch, release, resize
+from kmscore._memory cimport CACHE_LINE, Memory, claim, prefetch, release, resize
 from kmscore._pages cimport PAGE_BYTES, page_claim, page_release
 
 
@@ -13,8 +15,8 @@ cdef enum:
     SLOTS = 7
     LOAD = 5           # nodes for each bucket, on average
     ADDRESS_BITS = 48  # of an address in user space; the hash's upper half fits above it
-    PAGE_BITS = 6
-    PAGE_BUCKETS = 64
+    PAGE_BITS = 5
+    PAGE_BUCKETS = 32
 
 
 # The first member of everything that lives in a table.
@@ -28,6 +30,8 @@ cdef struct Node:
 cdef struct Bucket:
     uint64_t slots[SLOTS]  # 0: free
     Bucket *more
+    const void *values[SLOTS]  # what each node points to, or NULL
+    void *unused           # fills the cache line
 
 
 cdef struct Table:
@@ -39,7 +43,8 @@ cdef struct Table:
     Bucket *spare     # to go behind full ones
 
 
-# A search in one bucket and those behind it.
+# A search in one bucket and those behind it, valid until a node comes or goes. What is to be done anyway is best done
+# between `search` and the first `next_found`: meanwhile the bucket is fetched.
 cdef struct Search:
     const Bucket *bucket
     size_t slot
@@ -68,6 +73,8 @@ cdef inline Node *untagged(uint64_t slot) noexcept nogil:
 cdef inline Search search(const Table *table, uint32_t hash) noexcept nogil:
     cdef Search found
     found.bucket = bucket_of(table, hash)
+    prefetch(found.bucket)
+    prefetch(<const char *>found.bucket + CACHE_LINE)
     found.slot = 0
     found.hash = hash
     return found
@@ -89,6 +96,11 @@ cdef inline Node *next_found(Search *found) noexcept nogil:
         found.slot += 1
         if slot >> ADDRESS_BITS == found.hash >> 16:
             return untagged(slot)
+
+
+# What the node points to that next_found returned last.
+cdef inline const void *value_found(const Search *found) noexcept nogil:
+    return found.bucket.values[found.slot - 1]
 
 
 cdef inline void put_aside(Table *table, Bucket *bucket) noexcept nogil:
@@ -121,7 +133,7 @@ cdef inline void drop_spares(Table *table, Memory *memory, size_t kept) noexcept
         release(memory, bucket)
 
 
-cdef inline void bucket_add(Table *table, Bucket *bucket, Node *node) noexcept nogil:
+cdef inline void bucket_add(Table *table, Bucket *bucket, uint64_t entry, const void *value) noexcept nogil:
     cdef size_t slot = 0
     while bucket.slots[slot] != 0:
         slot += 1
@@ -132,7 +144,8 @@ cdef inline void bucket_add(Table *table, Bucket *bucket, Node *node) noexcept n
                 memset(bucket.more, 0, sizeof(Bucket))
             bucket = bucket.more
             slot = 0
-    bucket.slots[slot] = tagged(node)
+    bucket.slots[slot] = entry
+    bucket.values[slot] = value
 
 
 # Adds to `low`, or to `high` where the hash has that bit, what is in a bucket and those behind it. Each of these is
@@ -150,7 +163,7 @@ cdef inline void bucket_spread(
         for slot in range(<size_t>SLOTS):
             node = untagged(taken.slots[slot])
             if node != NULL:
-                bucket_add(table, high if node.hash & bit else low, node)
+                bucket_add(table, high if node.hash & bit else low, taken.slots[slot], taken.values[slot])
         behind = taken.more
         if behind == NULL:
             return
@@ -178,6 +191,7 @@ cdef inline void bucket_remove(Table *table, Bucket *bucket, const Node *node) n
     while end.slots[last] == 0:
         last -= 1
     bucket.slots[gap] = end.slots[last]
+    bucket.values[gap] = end.values[last]
     end.slots[last] = 0
     if last == 0 and before != NULL:
         before.more = NULL
@@ -255,12 +269,25 @@ cdef inline bint join_bucket(Table *table, Memory *memory) noexcept nogil:
 
 
 # After a table_reserve.
-cdef inline void table_insert(Table *table, Memory *memory, Node *node) noexcept nogil:
-    bucket_add(table, bucket_of(table, node.hash), node)
+cdef inline void table_insert(Table *table, Memory *memory, Node *node, const void *value) noexcept nogil:
+    bucket_add(table, bucket_of(table, node.hash), tagged(node), value)
     table.count += 1
     if table.count > table.buckets * LOAD:
         split_bucket(table, memory)
         drop_spares(table, memory, 1)
+
+
+# For a node that is in the table and now points to something else.
+cdef inline void table_update(Table *table, const Node *node, const void *value) noexcept nogil:
+    cdef uint64_t wanted = tagged(node)
+    cdef Bucket *bucket = bucket_of(table, node.hash)
+    cdef size_t slot = 0
+    while bucket.slots[slot] != wanted:
+        slot += 1
+        if slot == SLOTS:
+            bucket = bucket.more
+            slot = 0
+    bucket.values[slot] = value
 
 
 # Two joins for a removal: a table that is being emptied ends up as small as one that never was full.

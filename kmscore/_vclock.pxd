@@ -139,7 +139,7 @@ cdef inline Writer *hold_name(
         writer.node.size = <uint32_t>size
         writer.refs = 0
         memcpy(writer_name(writer), name, size)
-        table_insert(writers, memory, &writer.node)
+        table_insert(writers, memory, &writer.node, NULL)
     writer.refs += 1
     return writer
 

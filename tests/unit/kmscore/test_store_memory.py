@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 import textwrap
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,32 @@ def test_memory_of_forgotten_records_is_given_back():
         assert store.stats(NOW + 100).total_keys == 0
         assert store.memory_used() < empty + 4_096
     store.put(1, "k", b"v", 0, NOW)
+    store.clear()
+    assert store.memory_used() < empty + 4_096
+
+
+def test_clocks_that_outgrow_their_cell_and_large_values_are_kept_right_and_given_back():
+    # A cell has room for the clock that it began with, and behind it for the digest of a value beyond 512 bytes.
+    store = Store(WRITERS[0], LIMITS, seed=bytes(16))
+    empty = store.memory_used()
+    store.track_digests(SecretBytes(bytes(32)))
+    for first, last, large_first in product(range(1, 7), range(1, 10), (False, True)):
+        key = f"key-{first}-{last}-{large_first}"
+        for step, writers in enumerate((first, max(first, last), max(first, last), max(first, last))):
+            value = bytes([step]) * (600 if (step % 2 == 0) == large_first else 28)
+            version = {f"writer-{i}": step + 1 for i in range(writers)}
+            store.merge(1, Record(key, value, version, NOW + step, 0), NOW + step)
+            while not store.refresh_digests(NOW + step):
+                pass
+            kept = store.get(1, key, NOW + step)
+            assert (kept.value, kept.version) == (value, version)
+    fresh = Store(WRITERS[1], LIMITS, seed=bytes(16))
+    fresh.track_digests(SecretBytes(bytes(32)))
+    for key in store.keys(1, NOW + 3):
+        fresh.merge(1, store.get(1, key, NOW + 3), NOW + 3)
+    while not fresh.refresh_digests(NOW + 3):
+        pass
+    assert fresh.digest_children(None, "") == store.digest_children(None, "")
     store.clear()
     assert store.memory_used() < empty + 4_096
 
