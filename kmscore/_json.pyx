@@ -22,6 +22,13 @@ cdef enum:
     MAX_DIGITS = 78
     MAX_INT64_DIGITS = 18
 
+# The deepest body of the protocol is a delta (object, data, list, record, version): five levels. The rest is room for
+# members that newer peers add.
+MAX_DEPTH = 16
+# Commas and opening brackets. Building so many values takes about a second; the largest body of the protocol, 50 MiB of
+# records in hex in JSON, has fewer than half as many.
+MAX_ITEMS = 1 << 22
+
 # Not 10 ** MAX_DIGITS - 1, which C would compute as a double.
 cdef object LARGEST_INTEGER = int("9" * MAX_DIGITS)
 
@@ -375,11 +382,27 @@ cdef double finite(double number) except? -1:
     return number
 
 
-def read_document(bytes document not None, int max_depth, Py_ssize_t max_items):
-    """The value of a document; what is refused is said where callers call it, in `kmscore.json`."""
-    cdef Reader reader = Reader(document, max_depth, max_items)
+def parse_json(bytes data not None, *, int max_depth=MAX_DEPTH, Py_ssize_t max_items=MAX_ITEMS):
+    """The value of the JSON document `data` (UTF-8, whole).
+
+    A scalar has depth 0, `[]` depth 1; `max_depth` must stay far below the interpreter's recursion limit. `max_items`
+    bounds commas and opening brackets, and with them the time that building the values takes.
+
+    Raises `Rejected(MALFORMED)` for nesting deeper than `max_depth`, more than `max_items`, more than 78 digits in a
+    row, an escaped surrogate without its other half, invalid UTF-8, anything that is not exactly one JSON value, a
+    repeated member name, and numbers that are NaN, infinite or too large for a float.
+    """
+    cdef Reader reader = Reader(data, max_depth, max_items)
     value = reader.read_value(0)
     reader.require_end()
+    return value
+
+
+def parse_json_object(bytes data not None, *, int max_depth=MAX_DEPTH, Py_ssize_t max_items=MAX_ITEMS):
+    """Like `parse_json`, for a document that must be an object. Raises `Rejected(MALFORMED)`."""
+    value = parse_json(data, max_depth=max_depth, max_items=max_items)
+    if not isinstance(value, dict):
+        raise malformed("the JSON document is not an object")
     return value
 
 

@@ -84,15 +84,17 @@ cdef bint plain_name(Reader reader, const unsigned char **text, Py_ssize_t *size
     return True
 
 
+# Proof that nothing overflows, where four of a record's numbers have 13 digits: 19 of them are below 2^64.
+@cython.overflowcheck(False)
 cdef bint plain_number(Reader reader, int64_t *number) noexcept:
     """An integer from 0 to 2^62."""
     cdef const unsigned char *start = reader.at
     cdef uint64_t value = 0
-    cdef Py_ssize_t digits
-    while c'0' <= reader.at[0] <= c'9' and distance(start, reader.at) < MAX_NUMBER_DIGITS:
-        value = value * 10 + (reader.at[0] - c'0')
-        reader.at += 1
-    digits = distance(start, reader.at)
+    cdef Py_ssize_t digits = 0
+    while digits < MAX_NUMBER_DIGITS and c'0' <= start[digits] <= c'9':
+        value = value * 10 + (start[digits] - c'0')
+        digits += 1
+    reader.at += digits
     if digits == 0 or (start[0] == c'0' and digits > 1) or value > <uint64_t>max_number():
         return False
     number[0] = <int64_t>value

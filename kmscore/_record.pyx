@@ -322,7 +322,7 @@ cdef object member(dict members, str name):
     return <object>found
 
 
-cpdef Record parse_record(obj, limits):
+def parse_record(obj, limits):
     """The record in a peer's JSON object `obj`, as it comes out of the JSON parser (protocol §5).
 
     A Record, as `read_message` makes them of what is plainly written, is held to the sizes in `limits` and returned.
@@ -332,6 +332,10 @@ cpdef Record parse_record(obj, limits):
     without one; a value that is not hex, is over the limit (28 bytes of nonce and tag beyond `max_value_bytes`) or
     shorter than those 28; times; the version.
     """
+    return record_in(obj, limits.max_peer_key_bytes, limits.max_value_bytes)
+
+
+cdef Record record_in(object obj, Py_ssize_t max_key_bytes, Py_ssize_t max_value_bytes):
     cdef dict members
     cdef Record record
     cdef object tombstone
@@ -339,8 +343,8 @@ cpdef Record parse_record(obj, limits):
     cdef PyObject *ttl_ms
     if isinstance(obj, Record):
         record = obj
-        check_key(record.key, limits.max_peer_key_bytes)
-        if record.value is not None and PyBytes_GET_SIZE(record.value) > <Py_ssize_t>limits.max_value_bytes + SEAL_BYTES:
+        check_key(record.key, max_key_bytes)
+        if record.value is not None and PyBytes_GET_SIZE(record.value) > max_value_bytes + SEAL_BYTES:
             raise RecordRefused(SkipReason.VALUE_TOO_LARGE, "a record's value is too large")
         return record
     if not PyDict_CheckExact(obj):
@@ -352,13 +356,13 @@ cpdef Record parse_record(obj, limits):
     tombstone = member(members, "tombstone")
     updated_at_ms = member(members, "updated_at_ms")
     version = member(members, "version")
-    check_key(record.key, limits.max_peer_key_bytes)
+    check_key(record.key, max_key_bytes)
     if tombstone is not True and tombstone is not False:
         raise malformed("a record's tombstone must be true or false")
     if (value is None) is not tombstone:
         raise malformed("a tombstone must have no value, any other record must have one")
     if value is not None:
-        record.value = parse_value(value, limits.max_value_bytes)
+        record.value = parse_value(value, max_value_bytes)
     record.updated_at_ms = checked_number(updated_at_ms, "a record's time must be an integer from 0 to 2^62")
     ttl_ms = PyDict_GetItemWithError(members, "ttl_ms")
     if ttl_ms != NULL:
@@ -377,6 +381,8 @@ def parse_records(list items not None, Py_ssize_t first, limits, Py_ssize_t step
     cdef list records = []
     cdef list refusals = []
     cdef Py_ssize_t at = first
+    cdef Py_ssize_t max_key_bytes = limits.max_peer_key_bytes
+    cdef Py_ssize_t max_value_bytes = limits.max_value_bytes
     cdef object item
     cdef Record record
     while at < len(items) and step_bytes > 0:
@@ -385,7 +391,7 @@ def parse_records(list items not None, Py_ssize_t first, limits, Py_ssize_t step
         at += 1
         step_bytes -= STEP_RECORD_BYTES if isinstance(item, Record) else STEP_JSON_BYTES
         try:
-            record = parse_record(item, limits)
+            record = record_in(item, max_key_bytes, max_value_bytes)
         except RecordRefused as refusal:
             refusals.append(refusal.skip_reason)
         else:

@@ -40,6 +40,9 @@ from kmscore.proof import PopVerifier, VerifiedPop, parse_pop_headers
 
 logger = logging.getLogger(__name__)
 
+# In lower case and as bytes: as ASGI has them.
+MAC_HEADER: Final = b"x-sync-signature"
+
 Inner = dict[str, object]
 Handler = Callable[[Peer, Inner], Awaitable[Reading | LongReading | SteppedChange]]
 
@@ -114,7 +117,7 @@ class SyncApi:
         body = await read_body(request, self._max_body_bytes, share.take)
         self._pop.consume(pop)
         self._give_back(request)
-        mac = request.headers.get("x-sync-signature")
+        mac = next((value.decode("latin-1") for name, value in request.scope["headers"] if name == MAC_HEADER), None)
         if len(body) <= INLINE_BYTES:
             envelope, verdict = self._parse(body, mac)
             if len(body) > STEP_BYTES:

@@ -56,7 +56,7 @@ class IncomingRecords:
 
     @property
     def total(self) -> int:
-        return sum(len(records) for _, records in self.accepted) + self.refused.total()
+        return sum([len(records) for _, records in self.accepted]) + self.refused.total()
 
     def slices(self) -> Iterator["IncomingRecords"]:
         """The same in slices that are merged in about a millisecond, at least one; each leaves this object."""
@@ -244,7 +244,8 @@ class Replica:
         cipher = self._keys.data_cipher(app_id)
         records, refusals, following, left = parse_records(items, first, self._limits, slice_bytes)
         readable = cipher.readable(records)
-        incoming.refused.update(refusals)
+        if refusals:
+            incoming.refused.update(refusals)
         if len(readable) < len(records):
             incoming.refused[REFUSED_UNDECRYPTABLE] += len(records) - len(readable)
         if readable:
