@@ -38,7 +38,7 @@ from kmscore._index cimport (
 )
 from kmscore._pool cimport pool_claim, pool_release
 from kmscore._table cimport table_insert, table_reserve, table_update
-from kmscore._vclock cimport ClockEntry, Writer, drop_writer, hold_name, hold_writer, join_clocks
+from kmscore._vclock cimport ClockEntry, Writer, hold_writer, join_clocks
 
 
 cdef extern from "Python.h":
@@ -58,7 +58,7 @@ cdef struct Change:
     int64_t ttl_ms
     const ClockEntry *clock
     size_t entries
-    Text source
+    Writer *source        # held by whoever asks for the change; NULL: none
     bint by_snapshot
 
 
@@ -68,7 +68,6 @@ cdef struct Parts:
     ClockEntry *clock     # from the pool, or `short_clock`; NULL: out of memory
     ClockEntry short_clock[MAX_ROOM]
     size_t entries
-    Writer *source
 
 
 # So that attaching one more live cell of that namespace cannot fail.
@@ -134,8 +133,6 @@ cdef inline Cell *make_cell(Core *core, Space *space, const char *key, size_t si
 
 
 cdef inline void drop_parts(Core *core, const Cell *known, Parts *parts, PyObject *value) noexcept nogil:
-    if parts.source != NULL:
-        drop_writer(&core.writers, &core.memory, parts.source)
     drop_clock(core, parts, clock_bytes(parts.entries, value))
     if parts.cell != known:
         release_cell(&core.blocks, &core.memory, parts.cell)
@@ -146,20 +143,14 @@ cdef inline bint claim_parts(
     Core *core, Space *space, Cell *known, const Change *change, Parts *parts
 ) noexcept nogil:
     parts.cell = known
-    parts.source = NULL
     hold_joined(core, known, change, parts)
     if known == NULL:
         parts.cell = make_cell(
             core, space, change.key.data, change.key.size, room_for(parts.entries, change.value)
         )
-    if change.source.data != NULL:
-        parts.source = hold_name(
-            &core.writers, &core.memory, core.hash_key, change.source.data, change.source.size
-        )
     if (
         parts.clock == NULL
         or parts.cell == NULL
-        or (change.source.data != NULL and parts.source == NULL)
         or not reserve_live(core, space)
         or (known == NULL and not table_reserve(&core.cells, &core.memory))
     ):
@@ -231,7 +222,9 @@ cdef inline bint apply_change(
     if parts.clock == parts.short_clock:
         cell.clock = cell_room(cell)
         memcpy(cell.clock, parts.short_clock, parts.entries * sizeof(ClockEntry))
-    cell.source = parts.source
+    cell.source = change.source
+    if cell.source != NULL:
+        cell.source.refs += 1
     cell.by_snapshot = change.by_snapshot
     cell.updated_at_ms = change.updated_at_ms
     cell.ttl_ms = change.ttl_ms

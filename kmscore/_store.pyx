@@ -339,13 +339,14 @@ cdef class Store:
 
     def evaluate(self, app_id, Record record not None, int64_t now_ms):
         """The MergeOutcome that `merge` would have now; changes nothing. Raises Rejected (bad_field) for the app id."""
-        return OUTCOMES[self._evaluate(app_id, record, now_ms)]
+        return OUTCOMES[self._evaluate(self._known_space(app_id), record, now_ms)]
 
     def evaluate_each(self, app_id, list records not None, int64_t now_ms) -> list:
         """`evaluate` for each of the records, as if the others were not there."""
         cdef list outcomes = []
+        cdef Space *space = self._known_space(app_id)
         for record in records:
-            outcomes.append(OUTCOMES[self._evaluate(app_id, record, now_ms)])
+            outcomes.append(OUTCOMES[self._evaluate(space, record, now_ms)])
         return outcomes
 
     def merge(self, app_id, Record record not None, int64_t now_ms, source=None, bint snapshot=False):
@@ -356,13 +357,21 @@ cdef class Store:
         that is refused because it would be evicted at once raises the eviction floor, so that the order of arrival does
         not matter. Raises Rejected (bad_field) for the app id or the source.
         """
-        return OUTCOMES[self._merge(app_id, record, now_ms, source, snapshot)]
+        cdef Writer *writer = self._hold_source(source)
+        try:
+            return OUTCOMES[self._merge(app_id, record, now_ms, writer, snapshot)]
+        finally:
+            self._drop_source(writer)
 
     def merge_each(self, app_id, list records not None, int64_t now_ms, source=None, bint snapshot=False) -> list:
         """`merge` for each of the records in order; what raises leaves those before it merged."""
         cdef list outcomes = []
-        for record in records:
-            outcomes.append(OUTCOMES[self._merge(app_id, record, now_ms, source, snapshot)])
+        cdef Writer *writer = self._hold_source(source)
+        try:
+            for record in records:
+                outcomes.append(OUTCOMES[self._merge(app_id, record, now_ms, writer, snapshot)])
+        finally:
+            self._drop_source(writer)
         return outcomes
 
     def since(
@@ -629,34 +638,51 @@ cdef class Store:
             wanted.trie = &space.trie if space != NULL else NULL
         return wanted
 
-    cdef int _evaluate(self, app_id, Record record, int64_t now_ms) except -1:
-        cdef View theirs = view_of_record(record)
+    # The namespace of an app id, NULL when it has none.
+    cdef Space *_known_space(self, app_id) except? NULL:
         cdef Space *space = self._find_space(app_id)
+        if space == NULL:
+            self._check_app_id(app_id)
+        return space
+
+    # One reference to the name of a peer, NULL for none.
+    cdef Writer *_hold_source(self, source) except? NULL:
+        cdef Text name
+        cdef Writer *writer
+        if source is None:
+            return NULL
+        name = name_of(source)
+        writer = hold_name(&self.core.writers, &self.core.memory, self.core.hash_key, name.data, name.size)
+        if writer == NULL:
+            raise MemoryError()
+        return writer
+
+    cdef void _drop_source(self, Writer *writer) noexcept:
+        if writer != NULL:
+            drop_writer(&self.core.writers, &self.core.memory, writer)
+
+    cdef int _evaluate(self, Space *space, Record record, int64_t now_ms) except -1:
+        cdef View theirs = view_of_record(record)
         cdef Newcomer newcomer = newcomer_of(record, &theirs)
         cdef Search found = search_key(&self.core, space, newcomer.key, newcomer.key_size)
         cdef Cell *cell
-        if space == NULL:
-            self._check_app_id(app_id)
         notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
         cell = find_cell(&found, space, newcomer.key, newcomer.key_size, False)
         return <int>decide(&self.core, space, cell, &theirs, &newcomer, now_ms).verdict.outcome
 
-    cdef int _merge(self, app_id, Record record, int64_t now_ms, source, bint snapshot) except -1:
+    cdef int _merge(self, app_id, Record record, int64_t now_ms, Writer *source, bint snapshot) except -1:
         cdef View theirs = view_of_record(record)
-        cdef Space *space = self._find_space(app_id)
+        cdef Space *space = self._known_space(app_id)
         cdef Newcomer newcomer = newcomer_of(record, &theirs)
         cdef Search found = search_key(&self.core, space, newcomer.key, newcomer.key_size)
         cdef Change change
         cdef Cell *cell
         cdef Decision decision
-        if space == NULL:
-            self._check_app_id(app_id)
         memset(&change, 0, sizeof(Change))
         change.key.data = newcomer.key
         change.key.size = newcomer.key_size
         change.by_snapshot = snapshot
-        if source is not None:
-            change.source = name_of(source)
+        change.source = source
         notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
         cell = find_cell(&found, space, newcomer.key, newcomer.key_size, True)
         decision = decide(&self.core, space, cell, &theirs, &newcomer, now_ms)
@@ -793,7 +819,7 @@ cdef class Store:
     ) except -1:
         cdef ClockEntry own
         if decision.verdict.outcome != INSERTED and decision.verdict.outcome != REPLACED_BY_VERSION:
-            change.source.data = NULL  # what is stored will not be exactly what the peer sent
+            change.source = NULL  # what is stored will not be exactly what the peer sent
             change.by_snapshot = False
         change.clock = record.clock
         change.entries = record.entries
