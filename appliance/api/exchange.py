@@ -15,6 +15,7 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from appliance.api.bodies import CLIENT_GONE
 from appliance.api.errors import PreparedResponse, answer_headers, response_for
 from appliance.auth.envelopes import EnvelopeGate, encode_inner, encode_long_inner
 from appliance.cluster.replica import Replica
@@ -98,12 +99,14 @@ class LongAnswer(Response):
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - an ASGI callable
-        """Left unfinished, which closes the connection, when the caller does not take it in time."""
+        """Left unfinished when the caller has gone, or, which closes the connection, does not take it in time."""
         ends_s = anyio.current_time() + LONG_ANSWER_DEADLINE_S
         async with self._held, aclosing(self._pieces):
             with anyio.CancelScope() as scope_of_pieces:
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                 async for piece in self._pieces:
+                    if CLIENT_GONE in scope:
+                        return
                     scope_of_pieces.deadline = min(ends_s, anyio.current_time() + PIECE_DEADLINE_S)
                     await send_body(send, piece, more=True)
                     await anyio.lowlevel.checkpoint()

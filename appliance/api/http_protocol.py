@@ -13,7 +13,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from appliance.api.bodies import BODY_ROOM, WHOLE_BODY
+from appliance.api.bodies import BODY_ROOM, CLIENT_GONE, WHOLE_BODY
 from appliance.api.limits import IngressNetworks, client_key, is_ingress
 from appliance.proxy_protocol import parse_proxy_header
 from kmscore.errors import Rejected
@@ -128,6 +128,8 @@ def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNet
             counter.leave(self._host())
             self._stop_timer()
             self.transport.lost()  # type: ignore[attr-defined]
+            if self.cycle is not None:
+                self.cycle.scope[CLIENT_GONE] = True  # type: ignore[literal-required]
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:

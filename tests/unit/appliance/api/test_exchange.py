@@ -12,6 +12,7 @@ import anyio
 import pytest
 from starlette.responses import Response
 
+from appliance.api.bodies import CLIENT_GONE
 from appliance.api.exchange import (
     ANSWER_SIGNATURE_HEADER,
     APP_SIGNATURE_HEADER,
@@ -252,6 +253,21 @@ async def test_a_long_answer_that_is_not_taken_in_time_is_given_up(
     assert not data.held
     assert not exchange.complete
     assert "not taken in time" in caplog.text
+
+
+async def test_nothing_more_is_made_of_a_long_answer_whose_caller_has_gone(bench: Bench) -> None:
+    data, exchange = LongData(fails_at=2), AsgiExchange()
+    response = await bench.answer(LongReading({"status": "ok"}, data.given()))
+    scope: dict[str, object] = {"type": "http"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        await exchange.send(message)
+        if exchange.pieces:
+            scope[CLIENT_GONE] = True
+
+    await response(scope, exchange.receive, send)
+    assert len(exchange.pieces) == 1
+    assert not data.held
 
 
 async def test_a_large_piece_of_a_long_answer_is_sent_in_several(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from appliance.api.bodies import BODY_ROOM, WHOLE_BODY
+from appliance.api.bodies import BODY_ROOM, CLIENT_GONE, WHOLE_BODY
 from appliance.api.http_protocol import BODY_PIECE_BYTES, MAX_HEAD_BYTES
 from appliance.main import uvicorn_config
 from appliance.variables import TrustedIngress
@@ -26,6 +26,7 @@ class Recorder:
         self.room: int | None = None
         self.scopes: list[Scope] = []
         self.pieces: list[int] = []
+        self.answered = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scopes.append(scope)
@@ -46,6 +47,7 @@ class Recorder:
         headers = [(b"content-length", b"%d" % len(answer))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
+        self.answered.set()
 
 
 class Connection:
@@ -126,6 +128,14 @@ async def test_a_handler_is_woken_by_more_than_it_takes(
     app.room = 5
     await connection.send(POST + b"content-length: 1000000\r\n\r\n", *pieces)
     assert (await connection.body()).startswith("too much after")
+
+
+async def test_a_handler_can_see_that_its_client_has_gone(connection: Connection, app: Recorder) -> None:
+    await connection.send(POST + b"content-length: 6\r\n\r\nabc")
+    assert CLIENT_GONE not in app.scopes[0]
+    connection.writer.transport.abort()
+    await asyncio.wait_for(app.answered.wait(), 10)
+    assert CLIENT_GONE in app.scopes[0]
 
 
 async def test_requests_in_one_piece_keep_their_bodies(connection: Connection) -> None:
