@@ -25,6 +25,8 @@ cdef enum:
     OBJECT_POOL = 16384  # Python's pools of small objects begin at multiples of it, with what says which are free
     LARGE_VALUE = 512  # bytes: the digest of a larger value is kept, so that a leaf never costs more than its records
     MAX_ROOM = 4       # clock entries that a cell is made with room for
+    CLOCK_OUTSIDE = 1  # a clock that there is no room for: its address is in the cell instead
+    VALUE_HASHED = 2   # the digest of a large value stands behind the clock
 
 
 cdef enum CellState:
@@ -89,15 +91,14 @@ cdef struct Cell:
     Node node             # size: of the key
     Space *space
     PyObject *value       # a bytes object, shared with whoever wrote or reads it, never copied; NULL: tombstone
-    ClockEntry *clock     # in the cell, or from the pool once there is no room; interned writers, one reference each
     int64_t updated_at_ms
     int64_t ttl_ms
-    uint16_t entries      # of the clock
+    uint16_t entries      # of the clock; interned writers, one reference each
     uint8_t level
     uint8_t state
     uint8_t by_snapshot
     uint8_t counted
-    uint8_t hashed        # the digest of a large value stands behind the clock
+    uint8_t clock_flags
     uint8_t room          # how many clock entries fit behind the key
 
 
@@ -159,9 +160,14 @@ cdef inline size_t aligned(size_t size) noexcept nogil:
     return (size + GRAIN - 1) & ~<size_t>(GRAIN - 1)
 
 
-# Where a cell has room for a clock.
+# Where a cell that has room for a clock has it, or its address.
 cdef inline ClockEntry *cell_room(const Cell *cell) noexcept nogil:
     return <ClockEntry *>(cell_key(cell) + aligned(cell.node.size))
+
+
+cdef inline ClockEntry *cell_clock(const Cell *cell) noexcept nogil:
+    cdef ClockEntry *room = cell_room(cell)
+    return (<ClockEntry **>room)[0] if cell.clock_flags & CLOCK_OUTSIDE else room
 
 
 # An item of a namespace's trie is a member of its cell.
@@ -176,12 +182,11 @@ cdef inline Cell *cell_of_node(const Node *node) noexcept nogil:
 # In a large store every pointer is a cache miss of 100 ns and more. One after the other they are most of what an
 # operation takes; asked for together they cost about one.
 
-# A cell with its first tower, a short key and a short clock.
+# What reading a record needs: a cell with a short key and a short clock.
 cdef inline void prefetch_cell(const Cell *cell) noexcept nogil:
     prefetch(&cell.node)
     prefetch(<const char *>&cell.node + CACHE_LINE)
     prefetch(<const char *>&cell.node + 2 * CACHE_LINE)
-    prefetch(tower(cell, 0))
 
 
 # A value and, with `to_change`, where a small one goes back to.

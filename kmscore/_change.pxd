@@ -8,12 +8,14 @@ from libc.string cimport memcpy
 from kmscore._cell cimport (
     BY_EXPIRY,
     BY_TURN,
+    CLOCK_OUTSIDE,
     LIVE,
     MAX_ROOM,
     NO_HEAP,
     TOMBSTONE,
     Cell,
     Space,
+    cell_clock,
     cell_key,
     cell_room,
     cell_size,
@@ -50,7 +52,7 @@ cdef struct Text:
     size_t size
 
 
-# What a record becomes. `clock` is joined with the version that is stored already; `source` has data NULL for none.
+# What a record becomes. `clock` is joined with the version that is stored already.
 cdef struct Change:
     Text key
     PyObject *value       # borrowed; NULL: tombstone
@@ -77,16 +79,17 @@ cdef inline bint reserve_live(Core *core, Space *space) noexcept nogil:
     )
 
 
-# How many entries a cell is to have room for when this is the clock it begins with, a large value's digest included.
+# How many entries a cell is to have room for when this is the clock it begins with, a large value's digest included; for a
+# longer one there must be room for its address.
 cdef inline size_t room_for(size_t entries, PyObject *value) noexcept nogil:
     cdef size_t needed = clock_bytes(entries, value) // sizeof(ClockEntry)
-    return needed if needed <= MAX_ROOM else 0
+    return needed if needed <= MAX_ROOM else 1
 
 
 # The element-wise maximum of the version in `known`, which may be NULL, and the one in `change`, with interned writers,
 # each held once, and what the value needs behind it. Without memory `parts.clock` is NULL and nothing held.
 cdef inline void hold_joined(Core *core, const Cell *known, const Change *change, Parts *parts) noexcept nogil:
-    cdef const ClockEntry *ours = known.clock if known != NULL else NULL
+    cdef const ClockEntry *ours = cell_clock(known) if known != NULL else NULL
     cdef size_t n = known.entries if known != NULL else 0
     cdef Writer *writer
     cdef size_t room
@@ -217,18 +220,18 @@ cdef inline bint apply_change(
     Py_XINCREF(change.value)  # first: it may be the value that the cell holds
     strip_cell(core, cell)
     cell.value = change.value
-    cell.clock = parts.clock
     cell.entries = <uint16_t>parts.entries
     if parts.clock == parts.short_clock:
-        cell.clock = cell_room(cell)
-        memcpy(cell.clock, parts.short_clock, parts.entries * sizeof(ClockEntry))
+        memcpy(cell_room(cell), parts.short_clock, parts.entries * sizeof(ClockEntry))
+    else:
+        (<ClockEntry **>cell_room(cell))[0] = parts.clock
+        cell.clock_flags = CLOCK_OUTSIDE
     cell.source = change.source
     if cell.source != NULL:
         cell.source.refs += 1
     cell.by_snapshot = change.by_snapshot
     cell.updated_at_ms = change.updated_at_ms
     cell.ttl_ms = change.ttl_ms
-    cell.hashed = False
     cell.state = LIVE if change.value != NULL else TOMBSTONE
     if cell.state == TOMBSTONE:
         cell.place.received_at_ms = now_ms

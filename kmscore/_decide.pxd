@@ -4,7 +4,7 @@
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
-from kmscore._cell cimport RETAINED, TOMBSTONE, Cell, Space, cell_key, cell_size
+from kmscore._cell cimport RETAINED, TOMBSTONE, Cell, Space, cell_clock, cell_key, cell_size
 from kmscore._heap cimport compare_turns, heap_restore, heap_set_aside
 from kmscore._index cimport NOTICES_UNDER_PRESSURE, Core, notice_expired, own_counter, view_of_cell
 from kmscore._merge cimport (
@@ -168,13 +168,13 @@ cdef inline bint clock_fits(
 ) noexcept nogil:
     cdef ClockEntry own
     if decision.verdict.join:
-        return join_clocks(cell.clock, cell.entries, theirs.clock, theirs.entries, NULL) <= MAX_CLOCK_ENTRIES
+        return join_clocks(cell_clock(cell), cell.entries, theirs.clock, theirs.entries, NULL) <= MAX_CLOCK_ENTRIES
     if not decision.verdict.reissue:
         return True
     own.writer = core.own
     own.counter = decision.own_counter
     return (
-        own.counter <= max_number() and join_clocks(cell.clock, cell.entries, &own, 1, NULL) <= MAX_CLOCK_ENTRIES
+        own.counter <= max_number() and join_clocks(cell_clock(cell), cell.entries, &own, 1, NULL) <= MAX_CLOCK_ENTRIES
     )
 
 

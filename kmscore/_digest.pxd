@@ -16,15 +16,18 @@ from libc.string cimport memcmp, memcpy, memset
 
 from kmscore._blake3 cimport KEYED_HASH, State, absorb, squeeze, start_with_key
 from kmscore._cell cimport (
+    CLOCK_OUTSIDE,
     DIGEST_BYTES,
     LARGE_VALUE,
     LIVE,
+    VALUE_HASHED,
     Branch,
     Cell,
     Item,
     PyBytes_AS_STRING,
     Space,
     Trie,
+    cell_clock,
     cell_key,
     cell_of,
     log_after,
@@ -96,18 +99,19 @@ cdef inline void absorb_number(State *state, uint64_t number, size_t size) noexc
 # The digest of a large value, made once for each change; there is room for it behind the clock.
 cdef inline const uint8_t *large_value_digest(const Core *core, Cell *cell) noexcept nogil:
     cdef State state
-    cdef uint8_t *digest = <uint8_t *>&cell.clock[cell.entries]
-    if not cell.hashed:
+    cdef uint8_t *digest = <uint8_t *>&cell_clock(cell)[cell.entries]
+    if not cell.clock_flags & VALUE_HASHED:
         begin(core, &state, VALUE_TAG)
         absorb(&state, <const uint8_t *>PyBytes_AS_STRING(cell.value), value_size(cell))
         squeeze(&state, digest, DIGEST_BYTES)
-        cell.hashed = True
+        cell.clock_flags |= VALUE_HASHED
     return digest
 
 
 cdef inline void hash_record(const Core *core, Cell *cell, uint8_t *digest) noexcept nogil:
     cdef State state
     cdef size_t i
+    cdef ClockEntry *clock = cell_clock(cell)
     cdef ClockEntry *entry
     begin(core, &state, RECORD_TAG)
     absorb(&state, cell.space.app, sizeof(cell.space.app))
@@ -117,7 +121,7 @@ cdef inline void hash_record(const Core *core, Cell *cell, uint8_t *digest) noex
     absorb_number(&state, <uint64_t>cell.ttl_ms, 8)
     absorb_number(&state, cell.entries, 4)
     for i in range(cell.entries):
-        entry = &cell.clock[i]
+        entry = &clock[i]
         absorb_number(&state, entry.writer.node.size, 1)
         absorb(&state, <const uint8_t *>writer_name(entry.writer), entry.writer.node.size)
         absorb_number(&state, <uint64_t>entry.counter, 8)
@@ -210,7 +214,7 @@ cdef inline Progress count_cell(Core *core, Cell *cell) noexcept nogil:
             trie_remove(&space.trie, &core.memory, &cell.item)
     if insertion == INSERTION_DONE:
         cell.counted = True
-        cell.hashed = False  # the key may be another one
+        cell.clock_flags &= CLOCK_OUTSIDE  # the key of the value's digest may be another one
         trie_touch(&core.digests.spaces, &space.item)
     return PROGRESS_NO_MEMORY if insertion == INSERTION_NO_MEMORY else PROGRESS_DONE
 

@@ -8,6 +8,7 @@ from libc.string cimport memcmp, memset
 from kmscore._cell cimport (
     BY_EXPIRY,
     BY_TURN,
+    CLOCK_OUTSIDE,
     RETAINED,
     TOMBSTONE,
     Cell,
@@ -17,9 +18,9 @@ from kmscore._cell cimport (
     Queue,
     Space,
     Trie,
+    cell_clock,
     cell_key,
     cell_of_node,
-    cell_room,
     cell_size,
     clock_bytes,
     expires_at,
@@ -31,6 +32,7 @@ from kmscore._cell cimport (
     queue_append,
     queue_remove,
     release_cell,
+    tower,
     value_size,
 )
 from kmscore._heap cimport heap_push, heap_remove, heap_reserve
@@ -138,6 +140,8 @@ cdef inline Cell *find_cell(
     while node != NULL:
         cell = cell_of_node(node)
         prefetch_cell(cell)
+        if to_change:
+            prefetch(tower(cell, 0))
         prefetch_value(value_found(found), to_change)
         if (
             node.hash == found.hash
@@ -145,7 +149,8 @@ cdef inline Cell *find_cell(
             and cell.space == space
             and memcmp(cell_key(cell), key, size) == 0
         ):
-            prefetch(cell.clock)
+            if cell.clock_flags & CLOCK_OUTSIDE:
+                prefetch(cell_clock(cell))
             if to_change:
                 prefetch_neighbours(cell)
             return cell
@@ -159,18 +164,20 @@ cdef inline View view_of_cell(const Cell *cell) noexcept nogil:
     view.value_size = value_size(cell)
     view.updated_at_ms = cell.updated_at_ms
     view.ttl_ms = cell.ttl_ms
-    view.clock = cell.clock
+    view.clock = cell_clock(cell)
     view.entries = cell.entries
     return view
 
 
 # The largest counter we have issued for the key, as far as its stored version tells.
 cdef inline int64_t own_counter(const Core *core, const Cell *cell) noexcept nogil:
+    cdef const ClockEntry *clock
     cdef size_t i
     if cell != NULL:
+        clock = cell_clock(cell)
         for i in range(cell.entries):
-            if cell.clock[i].writer == core.own:
-                return cell.clock[i].counter
+            if clock[i].writer == core.own:
+                return clock[i].counter
     return 0
 
 
@@ -282,13 +289,14 @@ cdef inline void drop_writers(Core *core, const ClockEntry *clock, size_t entrie
 
 # Leaves key and time, which is what a floor is made of.
 cdef inline void strip_cell(Core *core, Cell *cell) noexcept:
-    drop_writers(core, cell.clock, cell.entries)
-    if cell.clock != NULL and cell.clock != cell_room(cell):
-        pool_release(&core.blocks, &core.memory, cell.clock, clock_bytes(cell.entries, cell.value))
+    cdef ClockEntry *clock = cell_clock(cell)
+    drop_writers(core, clock, cell.entries)
+    if cell.clock_flags & CLOCK_OUTSIDE:
+        pool_release(&core.blocks, &core.memory, clock, clock_bytes(cell.entries, cell.value))
     if cell.source != NULL:
         drop_writer(&core.writers, &core.memory, cell.source)
     Py_XDECREF(cell.value)
-    cell.clock = NULL
+    cell.clock_flags = 0
     cell.entries = 0
     cell.source = NULL
     cell.value = NULL

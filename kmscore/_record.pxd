@@ -1,3 +1,4 @@
+cimport cython
 from libc.stdint cimport int64_t
 
 from kmscore._merge cimport View
@@ -11,6 +12,7 @@ cdef struct Counter:
     int64_t count
 
 
+@cython.no_gc
 cdef class Record:
     cdef readonly str key
     cdef readonly bytes value

@@ -18,11 +18,13 @@ from libc.string cimport memcpy, memset
 
 from kmscore._cell cimport (
     BY_TURN,
+    CLOCK_OUTSIDE,
     DIGEST_BYTES,
     RECORD_COST,
     Cell,
     Item,
     Space,
+    cell_clock,
     cell_key,
     cell_of,
     cell_size,
@@ -291,6 +293,7 @@ cdef class Store:
         cdef Text text = self._checked_key(key, self.core.bounds.known_key_bytes)
         cdef Space *space = self._find_space(app_id)
         cdef Search found = search_key(&self.core, space, text.data, text.size)
+        # Not an object that the garbage collector tracks, for the reason given in `since`.
         cdef Record record = Record.__new__(Record)
         cdef Cell *cell
         notice_expired(&self.core, now_ms, NOTICES_PER_CALL)
@@ -408,8 +411,10 @@ cdef class Store:
             scans -= 1
             following = tower(cell, 0).next
             prefetch_value(following.value, False)
-            prefetch(following.clock)
+            if following.clock_flags & CLOCK_OUTSIDE:
+                prefetch(cell_clock(following))
             prefetch_cell(tower(following, 0).next)
+            prefetch(tower(tower(following, 0).next, 0))
             if not ((excluded != NULL and cell.source == excluded) or (exclude_snapshot and cell.by_snapshot and cell.value != NULL)):
                 limit_bytes -= cell_size(cell)
                 if limit_bytes < 0 and records:
@@ -728,7 +733,7 @@ cdef class Store:
         if write.own.counter > max_number() or write.updated_at_ms > max_number():
             raise bad_field("the counters of this key are used up")
         if write.cell != NULL:
-            entries = join_clocks(write.cell.clock, write.cell.entries, &write.own, 1, NULL)
+            entries = join_clocks(cell_clock(write.cell), write.cell.entries, &write.own, 1, NULL)
         if entries > MAX_CLOCK_ENTRIES:
             raise bad_field("the version of this key has too many writers")
         return 0
@@ -867,6 +872,6 @@ cdef int fill_record_of(Record record, const Cell *cell) except -1:
         <bytes>cell.value if cell.value != NULL else None,
         cell.updated_at_ms,
         cell.ttl_ms,
-        cell.clock,
+        cell_clock(cell),
         cell.entries,
     )

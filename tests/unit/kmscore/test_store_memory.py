@@ -11,7 +11,7 @@ import pytest
 
 from kmscore.secret import SecretBytes
 from kmscore.store import Record, Store
-from kmscore.store_types import StoreLimits
+from kmscore.store_types import QuotaPolicy, StoreLimits
 
 NOW = 1_000_000
 WRITERS = [f"0x{digit * 40}" for digit in "abc"]
@@ -143,6 +143,28 @@ def test_clocks_that_outgrow_their_cell_and_large_values_are_kept_right_and_give
     assert store.memory_used() < empty + 4_096
 
 
+@pytest.mark.parametrize("policy", QuotaPolicy)
+def test_clocks_of_every_length_are_given_back_for_keys_of_every_length(policy):
+    # A clock from the pool may lie where a cell without room for one ends.
+    limits = StoreLimits(
+        quota_policy=policy, max_app_bytes=1 << 20, max_store_bytes=1 << 40, max_tombstones_per_app=1 << 40
+    )
+    store = Store(WRITERS[0], limits, seed=bytes(16))
+    empty = store.memory_used()
+    for key_size, writers in product(range(4, 45), range(1, 15)):
+        for number in range(12):
+            key = f"{number:x}".rjust(key_size, "k")
+            version = {f"writer-{i}": 1 for i in range(writers)}
+            store.merge(writers, Record(key, b"v" * (number % 4 * 200), version, NOW, number % 3), NOW)
+            if number % 4 == 0:
+                store.put(writers, key, b"w", 0, NOW)
+            elif number % 4 == 1:
+                store.delete(writers, key, NOW)
+    assert store.stats(NOW + 10).total_keys > 1_000
+    store.clear()
+    assert store.memory_used() < empty + 4_096
+
+
 def test_ciphertexts_are_shared_and_released():
     store = Store(WRITERS[0], LIMITS, seed=bytes(16))
     ciphertext = bytes(bytearray(1_000))
@@ -202,7 +224,11 @@ def test_running_out_of_memory_changes_nothing():
 
         limits = StoreLimits(quota_policy=QuotaPolicy.EVICT, max_app_bytes=1 << 40, max_store_bytes=1 << 40)
         store = Store("me", limits, seed=bytes(16))
-        records = [Record(f"m{i}", b"w", {f"writer{i:0100}": 1, "q": 2}, 1000, 5) for i in range(40_000)]
+        # Every second clock has no room in its cell.
+        others = [{"q": 2}, dict.fromkeys("qrstu", 2)]
+        records = [
+            Record(f"m{i}", b"w", {f"writer{i:0100}": 1, **others[i % 2]}, 1000, 5) for i in range(40_000)
+        ]
         names = [f"k{i}" for i in range(40_000)]
         with open("/proc/self/statm") as statm:
             held = int(statm.read().split()[0]) * resource.getpagesize()
