@@ -80,7 +80,7 @@ async def _operation(job: Job, number: int, connection: Connection) -> Operation
     if job.work in PEER_WORKS:
         peer = PeerUser(job.callers[0], job.node, connection)
         await peer.join()
-        return _peer_operation(job, peer)
+        return _peer_operation(job, peer, number)
     user = AppUser(job.callers[number % len(job.callers)], job.node, connection, next_nonce=job.next_nonce)
     match job.work:
         case Work.DERIVE:
@@ -93,9 +93,11 @@ async def _operation(job: Job, number: int, connection: Connection) -> Operation
             return lambda: user.call(next(calls))
 
 
-def _peer_operation(job: Job, peer: PeerUser) -> Operation:
+def _peer_operation(job: Job, peer: PeerUser, number: int) -> Operation:
     if job.work is Work.DELTA:
-        return partial(peer.push, range(DELTA_RECORDS_FROM, DELTA_RECORDS_FROM + RECORDS_PER_DELTA))
+        # Each connection has its own records: what one of them sends is newer only than what it sent before.
+        first = DELTA_RECORDS_FROM + number * RECORDS_PER_DELTA
+        return partial(peer.push, range(first, first + RECORDS_PER_DELTA))
     pull = peer.pull_pages if job.work is Work.SNAPSHOT_PAGES else peer.pull_whole
 
     async def read_snapshot() -> None:
