@@ -1,3 +1,6 @@
+from libc.stdint cimport int64_t
+
+
 cdef inline Py_ssize_t distance(const void* start, const void* end) noexcept nogil:
     """end - start; written this way because Cython's overflow check does not compile for pointers."""
     return <Py_ssize_t>(<size_t>end - <size_t>start)
@@ -8,8 +11,17 @@ cdef enum:
     HAS_ESCAPE = 1   # a backslash
     HAS_CONTROL = 2  # below 0x20
     HAS_HIGH = 4     # not ASCII
+    HAS_QUOTE = 8    # which ends a string that is read, and must be escaped in one that is written
 
 
+cdef enum:
+    MAX_NUMBER_DIGITS = 19  # of an int64
+
+
+# These write to `out`, which has room for it, and return the place behind.
+cdef char* put(char* out, const char* text, size_t size) noexcept
+cdef char* put_number(char* out, int64_t number) noexcept
+cdef char* put_text(char* out, const char* text, size_t size) noexcept
 cdef object not_json()
 cdef int string_flags(const unsigned char* text, Py_ssize_t size) noexcept nogil
 

@@ -1,19 +1,24 @@
-"""The strict JSON reader, and what may be written in the canonical form.
+"""The strict JSON reader, the compact writer, and what may be written in the canonical form.
 
 It reads UTF-8 as it came and accepts nothing that two readers could understand differently or that costs more than its
 size: repeated member names, NaN, infinities, lone surrogates, any nesting, integers whose conversion is quadratic.
-Refuses with one word and echoes nothing. `kmscore._message` reads on with the same `Reader`.
+Refuses with one word and echoes nothing. `kmscore._message` reads on with the same `Reader`, and writes records with the same functions.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.math cimport isinf
+from libc.math cimport isfinite, isinf
 from libc.stdint cimport int64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memchr, strncmp
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memchr, memcpy, strncmp
 
 from kmscore.errors import Reason, Rejected
+
+
+cdef extern from "Python.h":
+    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+    long long PyLong_AsLongLongAndOverflow(object number, int* overflow) except? -1
 
 
 cdef enum:
@@ -21,6 +26,11 @@ cdef enum:
     # digits from which on the interpreter's int() raises.
     MAX_DIGITS = 78
     MAX_INT64_DIGITS = 18
+    MAX_WRITTEN_DEPTH = 65  # so many levels, and scalars in the last one
+    LONGEST_ESCAPE = 6      # of one byte
+    FIRST_BYTES = 2048      # on the stack: most of what is written is shorter
+
+cdef const char* HEX_DIGITS = b"0123456789abcdef"
 
 # The deepest body of the protocol is a delta (object, data, list, record, version): five levels. The rest is room for
 # members that newer peers add.
@@ -146,12 +156,19 @@ cdef int string_flags(const unsigned char* text, Py_ssize_t size) noexcept nogil
     cdef unsigned char escape = 0
     cdef unsigned char control = 0
     cdef unsigned char all_bits = 0
+    cdef unsigned char quote = 0
     cdef Py_ssize_t i
     for i in range(size):
         escape |= text[i] == c'\\'
         control |= text[i] < 0x20
         all_bits |= text[i]
-    return (HAS_ESCAPE if escape else 0) | (HAS_CONTROL if control else 0) | (HAS_HIGH if all_bits & 0x80 else 0)
+        quote |= text[i] == c'"'
+    return (
+        (HAS_ESCAPE if escape else 0)
+        | (HAS_CONTROL if control else 0)
+        | (HAS_HIGH if all_bits & 0x80 else 0)
+        | (HAS_QUOTE if quote else 0)
+    )
 
 
 # --- documents ---
@@ -404,6 +421,189 @@ def parse_json_object(bytes data not None, *, int max_depth=MAX_DEPTH, Py_ssize_
     if not isinstance(value, dict):
         raise malformed("the JSON document is not an object")
     return value
+
+
+# --- writing ---
+
+cdef char* put(char* out, const char* text, size_t size) noexcept:
+    memcpy(out, text, size)
+    return out + size
+
+
+cdef char* put_number(char* out, int64_t number) noexcept:
+    cdef char digits[MAX_NUMBER_DIGITS]
+    cdef int at = MAX_NUMBER_DIGITS
+    while True:
+        at -= 1
+        digits[at] = <char>(c'0' + number % 10)
+        number //= 10
+        if number == 0:
+            return put(out, digits + at, <size_t>(MAX_NUMBER_DIGITS - at))
+
+
+cdef char* put_escape(char* out, unsigned char c) noexcept:
+    out[0] = c'\\'
+    out[1] = c'n' if c == 10 else c'r' if c == 13 else c't' if c == 9 else c'b' if c == 8 else c'f'
+    if c == c'"' or c == c'\\':
+        out[1] = <char>c
+    elif not 8 <= c <= 13 or c == 11:
+        out = put(out, b"\\u00", 4)
+        out[0] = HEX_DIGITS[c >> 4]
+        out[1] = HEX_DIGITS[c & 15]
+    return out + 2
+
+
+cdef bint is_plain(const char* text, Py_ssize_t size) noexcept:
+    """Whether nothing of it must be escaped."""
+    return string_flags(<const unsigned char*>text, size) & ~HAS_HIGH == 0
+
+
+cdef char* put_text(char* out, const char* text, size_t size) noexcept:
+    """The text between quotes; what JSON must escape is escaped as Python does."""
+    cdef size_t i
+    cdef unsigned char c
+    out[0] = c'"'
+    out += 1
+    if is_plain(text, <Py_ssize_t>size):
+        out = put(out, text, size)
+    else:
+        for i in range(size):
+            c = <unsigned char>text[i]
+            if c >= 0x20 and c != c'"' and c != c'\\':
+                out[0] = <char>c
+                out += 1
+            else:
+                out = put_escape(out, c)
+    out[0] = c'"'
+    return out + 1
+
+
+# What is written, in a buffer that grows: the first one is on the stack.
+cdef struct Output:
+    char* start
+    char* at
+    char* end
+    char* first
+
+
+cdef int reserve(Output* out, size_t size) except -1:
+    """Make sure that there is room for so many more bytes."""
+    cdef size_t used = <size_t>distance(out.start, out.at)
+    cdef size_t room
+    cdef char* moved
+    if size <= <size_t>distance(out.at, out.end):
+        return 0
+    room = 2 * (used + size)
+    moved = <char*>realloc(NULL if out.start == out.first else out.start, room)
+    if moved == NULL:
+        raise MemoryError()
+    if out.start == out.first:
+        memcpy(moved, out.first, used)
+    out.start = moved
+    out.at = moved + used
+    out.end = moved + room
+    return 0
+
+
+cdef int write_raw(Output* out, const char* text, size_t size) except -1:
+    reserve(out, size)
+    out.at = put(out.at, text, size)
+    return 0
+
+
+cdef int write_string(Output* out, object text) except -1:
+    cdef Py_ssize_t size = 0
+    cdef const char* data = PyUnicode_AsUTF8AndSize(text, &size)
+    reserve(out, 2 + (1 if is_plain(data, size) else LONGEST_ESCAPE) * <size_t>size)
+    out.at = put_text(out.at, data, <size_t>size)
+    return 0
+
+
+cdef int write_integer(Output* out, object number) except -1:
+    cdef int overflow = 0
+    cdef long long value = PyLong_AsLongLongAndOverflow(number, &overflow)
+    cdef bytes digits
+    if overflow == 0 and value >= 0:
+        reserve(out, MAX_NUMBER_DIGITS)
+        out.at = put_number(out.at, value)
+    else:
+        digits = int.__repr__(number).encode()
+        write_raw(out, PyBytes_AS_STRING(digits), <size_t>PyBytes_GET_SIZE(digits))
+    return 0
+
+
+cdef int write_object(Output* out, dict members, int depth) except -1:
+    cdef bint first = True
+    write_raw(out, b"{", 1)
+    for name, value in members.items():
+        if not isinstance(name, str):
+            raise TypeError("the name of a JSON object's member must be text")
+        if not first:
+            write_raw(out, b",", 1)
+        first = False
+        write_string(out, name)
+        write_raw(out, b":", 1)
+        write_value(out, value, depth)
+    write_raw(out, b"}", 1)
+    return 0
+
+
+cdef int write_array(Output* out, object items, int depth) except -1:
+    cdef bint first = True
+    write_raw(out, b"[", 1)
+    for value in items:
+        if not first:
+            write_raw(out, b",", 1)
+        first = False
+        write_value(out, value, depth)
+    write_raw(out, b"]", 1)
+    return 0
+
+
+cdef int write_value(Output* out, object value, int depth) except -1:
+    cdef bytes digits
+    if depth == 0:
+        raise RecursionError("a value is nested too deeply to be written as JSON")
+    if isinstance(value, str):
+        write_string(out, value)
+    elif value is None:
+        write_raw(out, b"null", 4)
+    elif value is True:
+        write_raw(out, b"true", 4)
+    elif value is False:
+        write_raw(out, b"false", 5)
+    elif isinstance(value, int):
+        write_integer(out, value)
+    elif isinstance(value, dict):
+        write_object(out, value, depth - 1)
+    elif isinstance(value, (list, tuple)):
+        write_array(out, value, depth - 1)
+    elif isinstance(value, float):
+        if not isfinite(value):
+            raise ValueError("JSON has no number that is not finite")
+        digits = float.__repr__(value).encode()
+        write_raw(out, PyBytes_AS_STRING(digits), <size_t>PyBytes_GET_SIZE(digits))
+    else:
+        raise TypeError(f"JSON has no form for {type(value).__name__}")
+    return 0
+
+
+def compact_json(value):
+    """JSON as we send it: no white space, UTF-8 without needless escapes, members in the order they have.
+
+    For values of our own making: ValueError for a number that is not finite and half a surrogate pair, TypeError for
+    what JSON has no form for and names that are not text, RecursionError for more than 64 levels.
+    """
+    cdef char[FIRST_BYTES] first
+    cdef Output out
+    out.start = out.at = out.first = first
+    out.end = first + FIRST_BYTES
+    try:
+        write_value(&out, value, MAX_WRITTEN_DEPTH)
+        return PyBytes_FromStringAndSize(out.start, distance(out.start, out.at))
+    finally:
+        if out.start != first:
+            free(out.start)
 
 
 # --- the canonical form ---

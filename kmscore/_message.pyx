@@ -12,7 +12,17 @@ from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 
-from kmscore._json cimport HAS_HIGH, Reader, distance, not_json, string_flags
+from kmscore._json cimport (
+    HAS_HIGH,
+    MAX_NUMBER_DIGITS,
+    Reader,
+    distance,
+    not_json,
+    put,
+    put_number,
+    put_text,
+    string_flags,
+)
 from kmscore._mac cimport read_hex, write_hex
 from kmscore._record cimport Counter, Record, record_json_bytes
 from kmscore._vclock cimport MAX_WRITER_BYTES, max_number, writer_name
@@ -26,7 +36,6 @@ cdef enum:
     SEAL_BYTES = 28      # nonce and tag of a value at rest (protocol §5)
     MAX_KEY_BYTES = 65536
     MAX_PLAIN_WRITERS = 64
-    MAX_NUMBER_DIGITS = 19
     RECORD_DEPTH = 4     # object, data, list, record
     # Commas and opening brackets, as `Reader` counts them: 65,536 are read in 1 to 3 ms, and app by app in 10 ms.
     OTHER_ITEMS = 65536  # outside of lists of records; 256 ranges of 32 digests have 26,000, 20,000 apps 40,000
@@ -310,53 +319,6 @@ def read_message(bytes document not None, int max_depth, Py_ssize_t max_items, P
 
 
 # --- writing ---
-
-cdef char *put(char *out, const char *text, size_t size) noexcept:
-    memcpy(out, text, size)
-    return out + size
-
-
-cdef char *put_number(char *out, int64_t number) noexcept:
-    cdef char digits[MAX_NUMBER_DIGITS]
-    cdef int at = MAX_NUMBER_DIGITS
-    while True:
-        at -= 1
-        digits[at] = <char>(c'0' + number % 10)
-        number //= 10
-        if number == 0:
-            return put(out, digits + at, <size_t>(MAX_NUMBER_DIGITS - at))
-
-
-cdef char *put_escape(char *out, unsigned char c) noexcept:
-    out[0] = c'\\'
-    out[1] = c'n' if c == 10 else c'r' if c == 13 else c't' if c == 9 else c'b' if c == 8 else c'f'
-    if c == c'"' or c == c'\\':
-        out[1] = <char>c
-    elif not 8 <= c <= 13 or c == 11:
-        out = put(out, b"\\u00", 4)
-        write_hex(&c, 1, <unsigned char *>out)
-    return out + 2
-
-
-cdef char *put_text(char *out, const char *text, size_t size) noexcept:
-    """The text between quotes; what JSON must escape is escaped as Python does."""
-    cdef size_t i
-    cdef unsigned char c
-    out[0] = c'"'
-    out += 1
-    if string_flags(<const unsigned char *>text, <Py_ssize_t>size) & ~HAS_HIGH == 0 and memchr(text, c'"', size) == NULL:
-        out = put(out, text, size)
-    else:
-        for i in range(size):
-            c = <unsigned char>text[i]
-            if c >= 0x20 and c != c'"' and c != c'\\':
-                out[0] = <char>c
-                out += 1
-            else:
-                out = put_escape(out, c)
-    out[0] = c'"'
-    return out + 1
-
 
 cdef char *put_record(char *out, Record record) except NULL:
     cdef Py_ssize_t key_size = 0

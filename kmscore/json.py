@@ -6,25 +6,13 @@ surrogate pairs, invalid UTF-8, a byte order mark. It is not constant-time: what
 
 import json
 from contextlib import suppress
-from json.encoder import c_make_encoder, encode_basestring  # type: ignore[attr-defined]
 
-from kmscore._json import MAX_DEPTH, MAX_ITEMS, examine_canonical, parse_json, parse_json_object
+from kmscore._json import MAX_DEPTH, MAX_ITEMS, compact_json, examine_canonical, parse_json, parse_json_object
 from kmscore.errors import Reason, Rejected
 
 __all__ = ["MAX_DEPTH", "MAX_ITEMS", "canonical_json", "compact_json", "parse_json", "parse_json_object"]
 
-# The standard library's own encoder, made once: `JSONEncoder.encode` makes one for each document.
-_chunks_of = c_make_encoder(None, json.JSONEncoder().default, encode_basestring, None, ":", ",", False, False, False)
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def compact_json(value: object) -> bytes:
-    """JSON as we send it: no white space, UTF-8 without needless escapes, members in the order they have.
-
-    For values of our own making: ValueError for a number that is not finite and half a surrogate pair, TypeError for
-    what JSON has no type for; nothing bounds the nesting.
-    """
-    return "".join(_chunks_of(value, 0)).encode()
 
 
 def canonical_json(value: object) -> bytes:

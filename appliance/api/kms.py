@@ -3,6 +3,7 @@ after the admission rate → body → nonce → sender key → decrypt → opera
 """
 
 import base64
+import re
 from binascii import b2a_base64
 from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -24,6 +25,9 @@ from kmscore.errors import Reason, Rejected, Unavailable
 from kmscore.limits import BodyBudget, RateLimiter
 from kmscore.pop import PopKind
 from kmscore.proof import PopVerifier, VerifiedPop, parse_pop_headers
+
+# One key in ASCII, and nothing in it that is encoded.
+PLAIN_KEY_QUERY = re.compile(rb"key=([^&%+\x80-\xff]+)")
 
 MIN_DERIVED_BYTES, MAX_DERIVED_BYTES, DEFAULT_DERIVED_BYTES = 1, 1024, 32
 
@@ -259,6 +263,9 @@ def keys_of_path(raw_path: bytes) -> list[str]:
 
 def key_of_query(query: bytes) -> str | None:
     """The key of `?key=`, None when the query has none. Raises `Rejected(BAD_FIELD)`."""
+    plain = PLAIN_KEY_QUERY.fullmatch(query)
+    if plain is not None:  # what most of them are, read in a fifth of the time
+        return plain[1].decode()
     try:
         members = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=16)
     except ValueError as error:  # UnicodeDecodeError is one

@@ -1,5 +1,6 @@
 """Strict JSON and its canonical form, on ours and on the twin."""
 
+import http
 import json
 
 import pytest
@@ -194,6 +195,59 @@ def test_a_damaged_document_is_read_alike_by_ours_and_the_twin_or_refused_by_bot
 def test_the_canonical_form_is_the_standard_librarys_sorted_compact_form(impl, value):
     expected = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     assert impl.canonical_json(value) == expected
+
+
+@relaxed
+@given(
+    st.recursive(
+        SCALARS | st.floats(allow_nan=False, allow_infinity=False),
+        lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(TEXT, inner),
+        max_leaves=30,
+    )
+)
+@example(
+    {
+        "a": '"\\/\b\f\n\r\t\x00\x1f\x7f\u2028é\U0001f600',
+        "b": [-1, 2**63 - 1, 2**63, -(2**63), 10**78, True, False, None, 1e300],
+    }
+)
+@example(["a" * 5000, "\x01" * 5000])
+def test_what_is_sent_is_the_standard_librarys_compact_form(value):
+    expected = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    assert ours.compact_json(value) == expected
+
+
+@pytest.mark.parametrize("value", [Reason.MALFORMED, http.HTTPStatus.OK, {Reason.POP: http.HTTPStatus.GONE}])
+def test_enumerations_are_sent_as_what_they_are(value):
+    plain = json.loads(json.dumps(value))
+    assert ours.parse_json(ours.compact_json(value)) == plain
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (float("nan"), ValueError),
+        ([float("-inf")], ValueError),
+        ("\ud800", ValueError),
+        ({"\udfff": 1}, ValueError),
+        ({1: 1}, TypeError),
+        ({"a": b"b"}, TypeError),
+        ({1, 2}, TypeError),
+    ],
+)
+def test_what_json_has_no_form_for_is_not_sent(value, error):
+    with pytest.raises(error):
+        ours.compact_json(value)
+
+
+def test_what_is_sent_is_bounded_in_depth():
+    assert ours.parse_json(ours.compact_json(nested(64)), max_depth=64) == nested(64)
+    with pytest.raises(RecursionError):
+        ours.compact_json(nested(65))
+    endless: list[object] = []
+    endless.append(endless)
+    with pytest.raises(RecursionError):
+        ours.compact_json(endless)
 
 
 @relaxed
