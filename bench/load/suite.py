@@ -46,14 +46,14 @@ class Plan:
     scenarios: frozenset[Scenario]
     works: tuple[Work, ...] = (Work.DERIVE, Work.GET, Work.PUT)
     duration_s: float = 3.0
-    rounds: int = 13
-    round_s: float = 1.2
+    rounds: int = 20
+    round_s: float = 0.7
     apps: int = 8
     store_sizes: tuple[int, ...] = (10_000, 100_000)
     cold_apps: int = 100
 
 
-QUICK: Final = Plan(frozenset({Scenario.OPERATIONS}), (Work.DERIVE,), round_s=0.6, apps=4)
+QUICK: Final = Plan(frozenset({Scenario.OPERATIONS}), (Work.DERIVE,), round_s=0.4, apps=4)
 FULL: Final = Plan(frozenset(Scenario))
 
 
