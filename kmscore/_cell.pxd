@@ -78,9 +78,9 @@ cdef struct Tower:
     Cell *next
 
 
-# One allocation: `level` towers, the first one last, the struct, the key, room for the clock that the record began with.
-# What finding and reading a record needs stands together, at most three cache lines with a key of up to 24 bytes and three
-# clock entries; what changing it needs is on the line before.
+# One allocation: `level` towers, the first one last, the struct, the key, room for the clock that the record began
+# with. What finding and reading a record needs stands together, at most three cache lines with a key of up to 24 bytes
+# and three clock entries; what changing it needs is on the line before.
 cdef struct Cell:
     int64_t seq
     Writer *source        # the peer that sent exactly this version and payload, or NULL

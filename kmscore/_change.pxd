@@ -64,7 +64,8 @@ cdef struct Change:
     bint by_snapshot
 
 
-# What has been allocated for it. A clock that the cell has room for waits in `short_clock`: the one before is still there.
+# What has been allocated for it. A clock that the cell has room for waits in `short_clock`: the one before is still
+# there.
 cdef struct Parts:
     Cell *cell
     ClockEntry *clock     # from the pool, or `short_clock`; NULL: out of memory
@@ -79,8 +80,8 @@ cdef inline bint reserve_live(Core *core, Space *space) noexcept nogil:
     )
 
 
-# How many entries a cell is to have room for when this is the clock it begins with, a large value's digest included; for a
-# longer one there must be room for its address.
+# How many entries a cell is to have room for when this is the clock it begins with, a large value's digest included;
+# for a longer one there must be room for its address.
 cdef inline size_t room_for(size_t entries, PyObject *value) noexcept nogil:
     cdef size_t needed = clock_bytes(entries, value) // sizeof(ClockEntry)
     return needed if needed <= MAX_ROOM else 1

@@ -1,4 +1,5 @@
 from libc.stdint cimport int64_t
+from libc.string cimport memcpy
 
 
 cdef inline Py_ssize_t distance(const void* start, const void* end) noexcept nogil:
@@ -19,8 +20,22 @@ cdef enum:
 
 
 # These write to `out`, which has room for it, and return the place behind.
-cdef char* put(char* out, const char* text, size_t size) noexcept
-cdef char* put_number(char* out, int64_t number) noexcept
+cdef inline char* put(char* out, const char* text, size_t size) noexcept:
+    memcpy(out, text, size)
+    return out + size
+
+
+cdef inline char* put_number(char* out, int64_t number) noexcept:
+    cdef char digits[MAX_NUMBER_DIGITS]
+    cdef int at = MAX_NUMBER_DIGITS
+    while True:
+        at -= 1
+        digits[at] = <char>(c'0' + number % 10)
+        number //= 10
+        if number == 0:
+            return put(out, digits + at, <size_t>(MAX_NUMBER_DIGITS - at))
+
+
 cdef char* put_text(char* out, const char* text, size_t size) noexcept
 cdef object not_json()
 cdef int string_flags(const unsigned char* text, Py_ssize_t size) noexcept nogil

@@ -2,7 +2,8 @@
 
 It reads UTF-8 as it came and accepts nothing that two readers could understand differently or that costs more than its
 size: repeated member names, NaN, infinities, lone surrogates, any nesting, integers whose conversion is quadratic.
-Refuses with one word and echoes nothing. `kmscore._message` reads on with the same `Reader`, and writes records with the same functions.
+Refuses with one word and echoes nothing. `kmscore._message` reads on with the same `Reader`, and writes records with
+the same functions.
 """
 
 cimport cython
@@ -425,22 +426,6 @@ def parse_json_object(bytes data not None, *, int max_depth=MAX_DEPTH, Py_ssize_
 
 # --- writing ---
 
-cdef char* put(char* out, const char* text, size_t size) noexcept:
-    memcpy(out, text, size)
-    return out + size
-
-
-cdef char* put_number(char* out, int64_t number) noexcept:
-    cdef char digits[MAX_NUMBER_DIGITS]
-    cdef int at = MAX_NUMBER_DIGITS
-    while True:
-        at -= 1
-        digits[at] = <char>(c'0' + number % 10)
-        number //= 10
-        if number == 0:
-            return put(out, digits + at, <size_t>(MAX_NUMBER_DIGITS - at))
-
-
 cdef char* put_escape(char* out, unsigned char c) noexcept:
     out[0] = c'\\'
     out[1] = c'n' if c == 10 else c'r' if c == 13 else c't' if c == 9 else c'b' if c == 8 else c'f'
@@ -532,7 +517,7 @@ cdef int write_integer(Output* out, object number) except -1:
     return 0
 
 
-cdef int write_object(Output* out, dict members, int depth) except -1:
+cdef int write_object(Output* out, object members, int depth) except -1:
     cdef bint first = True
     write_raw(out, b"{", 1)
     for name, value in members.items():

@@ -19,8 +19,8 @@ cdef inline int64_t max_number() noexcept nogil:
     return <int64_t>1 << 62
 
 
-# The name follows the struct. `refs` counts the clocks, sources and running calls that hold an interned writer; it is 0 for a writer
-# that lies inside the clock of a Record and is freed with it.
+# The name follows the struct. `refs` counts the clocks, sources and running calls that hold an interned writer; it is 0
+# for a writer that lies inside the clock of a Record and is freed with it.
 cdef struct Writer:
     Node node
     size_t refs

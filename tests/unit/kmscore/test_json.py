@@ -2,6 +2,7 @@
 
 import http
 import json
+from collections import Counter, OrderedDict
 
 import pytest
 from hypothesis import example, given, settings
@@ -217,8 +218,11 @@ def test_what_is_sent_is_the_standard_librarys_compact_form(value):
     assert ours.compact_json(value) == expected
 
 
-@pytest.mark.parametrize("value", [Reason.MALFORMED, http.HTTPStatus.OK, {Reason.POP: http.HTTPStatus.GONE}])
-def test_enumerations_are_sent_as_what_they_are(value):
+@pytest.mark.parametrize(
+    "value",
+    [Reason.MALFORMED, http.HTTPStatus.OK, {Reason.POP: http.HTTPStatus.GONE}, Counter("aab"), OrderedDict(b=1, a=2)],
+)
+def test_what_is_more_than_a_text_number_or_object_is_sent_as_one(value):
     plain = json.loads(json.dumps(value))
     assert ours.parse_json(ours.compact_json(value)) == plain
 
