@@ -15,7 +15,7 @@ BODY_DEADLINE_S = 60.0
 WHOLE_BODY = "nova.whole_body"
 # Where a handler that waits for more of a body says how many bytes it takes: our server wakes it once there are more.
 BODY_ROOM = "nova.body_room"
-# A function that says whether the client's connection is no more: what is still made for it is made for nobody.
+# Is there once the connection is no more: what is still made for the request is made for nobody.
 CLIENT_GONE = "nova.client_gone"
 JSON_TYPE = b"application/json"
 

@@ -101,7 +101,6 @@ class LongAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - an ASGI callable
         """Left unfinished when the caller has gone, or, which closes the connection, does not take it in time."""
         ends_s = anyio.current_time() + LONG_ANSWER_DEADLINE_S
-        client_gone = scope.get(CLIENT_GONE, bool)  # of another server: never
         async with self._held, aclosing(self._pieces):
             with anyio.CancelScope() as scope_of_pieces:
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -109,7 +108,7 @@ class LongAnswer(Response):
                     scope_of_pieces.deadline = min(ends_s, anyio.current_time() + PIECE_DEADLINE_S)
                     await send_body(send, piece, more=True)
                     await anyio.lowlevel.checkpoint()
-                    if client_gone():
+                    if CLIENT_GONE in scope:
                         return
                 await send({"type": "http.response.body", "body": b""})
         if scope_of_pieces.cancelled_caught:

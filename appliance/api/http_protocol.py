@@ -128,6 +128,8 @@ def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNet
             counter.leave(self._host())
             self._stop_timer()
             self.transport.lost()  # type: ignore[attr-defined]
+            if self.cycle is not None:  # the newest request's: of those before, uvicorn keeps none
+                self.cycle.scope[CLIENT_GONE] = True  # type: ignore[literal-required]
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -179,7 +181,6 @@ def bounded_http_protocol(*, proxy_v2: bool = False, trusted_ingress: IngressNet
             self._bytes_since_body = 0
             self._head_ended_in_read = self._reads
             self._stop_timer()
-            self.scope[CLIENT_GONE] = self.transport.is_closing  # type: ignore[literal-required]
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:

@@ -258,8 +258,14 @@ async def test_a_long_answer_that_is_not_taken_in_time_is_given_up(
 async def test_nothing_more_is_made_of_a_long_answer_whose_caller_has_gone(bench: Bench) -> None:
     data, exchange = LongData(fails_at=1), AsgiExchange()
     response = await bench.answer(LongReading({"status": "ok"}, data.given()))
-    scope = {"type": "http", CLIENT_GONE: lambda: len(exchange.pieces) > 0}
-    await response(scope, exchange.receive, exchange.send)
+    scope: dict[str, object] = {"type": "http"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        await exchange.send(message)
+        if exchange.pieces:
+            scope[CLIENT_GONE] = True
+
+    await response(scope, exchange.receive, send)
     assert len(exchange.pieces) == 1
     assert not data.held
 

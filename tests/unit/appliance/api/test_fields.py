@@ -129,8 +129,8 @@ class TestKeysOfQueries:
     def test_what_is_no_key_is_refused(self, query: bytes) -> None:
         refused(key_of_query, query)
 
-    @given(st.text(st.characters(max_codepoint=127, exclude_characters="&"), min_size=1, max_size=30))
-    def test_it_does_not_matter_whether_anything_in_it_is_encoded(self, text: str) -> None:
+    @given(st.text(st.characters(max_codepoint=127, exclude_characters="%&"), min_size=1, max_size=30))
+    def test_a_plain_query_is_read_like_any_other(self, text: str) -> None:
         query = b"key=" + text.encode()
         assert key_of_query(query) == key_of_query(b"&" + query)
 

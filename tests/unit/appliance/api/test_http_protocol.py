@@ -132,10 +132,10 @@ async def test_a_handler_is_woken_by_more_than_it_takes(
 
 async def test_a_handler_can_see_that_its_client_has_gone(connection: Connection, app: Recorder) -> None:
     await connection.send(POST + b"content-length: 6\r\n\r\nabc")
-    assert not app.scopes[0][CLIENT_GONE]()
+    assert CLIENT_GONE not in app.scopes[0]
     connection.writer.transport.abort()
     await asyncio.wait_for(app.answered.wait(), 10)
-    assert app.scopes[0][CLIENT_GONE]()
+    assert CLIENT_GONE in app.scopes[0]
 
 
 async def test_requests_in_one_piece_keep_their_bodies(connection: Connection) -> None:
