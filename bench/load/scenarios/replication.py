@@ -105,15 +105,15 @@ class ReplicationBench:
         self._records += DELTA_CONNECTIONS * RECORDS_PER_DELTA
         typical = sorted(runs, key=lambda run: run.server_s_per_operation)[len(runs) // 2]
         what = f"delta of {RECORDS_PER_DELTA} × {RECORD_BYTES} B"
-        self._findings.run(GROUP, typical, {"what": what})
+        self._findings.run(GROUP, typical, {"what": what, "connections": DELTA_CONNECTIONS})
         self._findings.notes.append(f"{what}, each newer than the one before: {describe(typical)}.")
         self._findings.at_most(
             what,
             1000 * median(run.server_s_per_operation - idle * run.window_s / run.operations for run in runs),
             MAX_DELTA_MS,
             "ms CPU",
-            "server CPU of one POST /sync with the next nonce, less an idle node's: every record decrypted, its tag "
-            "verified, merged",
+            f"server CPU of one POST /sync with the next nonce, from {DELTA_CONNECTIONS} connections, less an idle node's: "
+            "every record decrypted, its tag verified, merged",
             same_run=False,
         )
 
