@@ -112,8 +112,8 @@ class ReplicationBench:
             1000 * median(run.server_s_per_operation - idle * run.window_s / run.operations for run in runs),
             MAX_DELTA_MS,
             "ms CPU",
-            f"server CPU of one POST /sync with the next nonce, from {DELTA_CONNECTIONS} connections, less an idle node's: "
-            "every record decrypted, its tag verified, merged",
+            f"server CPU of one POST /sync with the next nonce, on {DELTA_CONNECTIONS} connections, less an idle "
+            "node's: every record decrypted, its tag verified, merged",
             same_run=False,
         )
 
