@@ -713,6 +713,7 @@ cdef class Store:
         mark_emptied(&self.core, &namespace.space)
         return &namespace.space
 
+    # Begins to look for the record of a write's key; `_plan_write` ends it, when the bucket has been fetched.
     cdef int _search(self, app_id, Write *write) except -1:
         write.space = self._find_space(app_id)
         write.found = search_key(&self.core, write.space, write.key.data, write.key.size)

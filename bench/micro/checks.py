@@ -94,7 +94,7 @@ def _primitives(measured: Measured) -> list[Check]:
             Sense.AT_MOST,
             1.2,
             "×",
-            "headers, nonce's MAC and signer ÷ secp256k1_ecdsa_recover of the linked library on prepared buffers",
+            "headers, nonce's MAC and signer ÷ secp256k1_ecdsa_recover on prepared buffers, the faster of two builds",
             same_run=True,
         ),
         Check(

@@ -110,8 +110,7 @@ def test_recover_of_the_linked_library(floor, linked):
 
 
 @CHECK
-def test_recover_of_the_library_in_coincurve(other):
-    """For orientation: a newer build than the one that kmscore links."""
+def test_recover_of_the_library_in_coincurve(floor):
     context = GLOBAL_CONTEXT.ctx
     signature = coincurve_ffi.new("secp256k1_ecdsa_recoverable_signature *")
     public = coincurve_ffi.new("secp256k1_pubkey *")
@@ -121,7 +120,7 @@ def test_recover_of_the_library_in_coincurve(other):
     )
     assert parsed == 1
     recover = coincurve_lib.secp256k1_ecdsa_recover
-    assert other("libsecp256k1 in coincurve", recover, context, public, signature, digest) == 1
+    assert floor("libsecp256k1 in coincurve", recover, context, public, signature, digest) == 1
 
 
 def eth_account_signer(nonce: str, timestamp: str, signature: str) -> str:

@@ -77,10 +77,8 @@ def test_pauses_are_taken_off_the_stretches_of_their_cores(pauses, left_ms):
 @pytest.mark.anyio
 async def test_every_core_is_watched_until_the_watcher_is_stopped():
     async with PauseWatcher() as watcher:
-        if not watcher.permitted:
-            pytest.skip("needs the right to use SCHED_FIFO")
         pauses = await watcher.stop()
-    assert set(pauses) == os.sched_getaffinity(0)
+    assert set(pauses) == (os.sched_getaffinity(0) if watcher.permitted else set())
     assert all(pause.ended_s - pause.begun_s > LATE_S for found in pauses.values() for pause in found)
 
 
